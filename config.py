@@ -1,0 +1,56 @@
+"""What a person says once, when an engine is made: which model, on which device, with how much memory.
+
+A leaf beside `errors`: the command line, the server and the Python faces build one; `factory.build_engine` reads it.
+It is a msgspec struct because it crosses from the HTTP process to its engine child.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from braid.errors import InvalidRequest, MissingField
+
+
+class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to build an engine.
+
+    Raises:
+        InvalidRequest: a field can never be right.
+    """
+
+    model: str = "smollm2"
+    """A folder, a GGUF file, `smollm2`, or a hub id."""
+    aliases: tuple[str, ...] = ()
+    """More names under which clients may ask for the model."""
+    device: str | None = None
+    """`cpu`, `cuda` or `cuda:N`; None takes a GPU when there is one."""
+    kernels: str | None = None
+    """The kernel backend to force (`torch`, `cpp`, ...); None takes the fastest that accepts the input."""
+    num_threads: int | None = None
+    """Threads of the CPU kernels; None takes the physical cores."""
+    memory_budget_bytes: int | None = None
+    """What the arena may lease in all; None is learnt from the device."""
+    exact: bool = True
+    """False allows arithmetic that is faster and gives slightly different logits."""
+    max_waiting_requests: int = 256
+    """More waiting requests than this are refused with 429."""
+    context_length: int | None = None
+    """Tokens of prompt and answer together; None takes the model's own."""
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise MissingField("model is empty; give a folder, a GGUF file, smollm2 or a hub id", param="model")
+        for alias in self.aliases:
+            if not alias.strip():
+                raise InvalidRequest(f"aliases={self.aliases!r} holds an empty name", param="aliases")
+        for name in ("num_threads", "memory_budget_bytes", "max_waiting_requests", "context_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name}={value} must be at least 1", param=name)
+        if self.device is not None and not _is_device(self.device):
+            raise InvalidRequest(f"device={self.device!r} must be cpu, cuda or cuda:N", param="device")
+
+
+def _is_device(device: str) -> bool:
+    kind, colon, index = device.partition(":")
+    return kind in ("cpu", "cuda") and (not colon or (kind == "cuda" and index.isascii() and index.isdigit()))
