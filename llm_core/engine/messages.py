@@ -107,7 +107,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
 
 
-class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
+class Started(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="started"):
     """The request was admitted; sent once, before any other event of it."""
 
     request_id: str
@@ -117,7 +117,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="started"):
     """The prompt as text, only for `echo`."""
 
 
-class TextDelta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
+class TextDelta(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="delta"):
     """New text of one of the n completions. `text` never ends inside a character and may be empty."""
 
     request_id: str
@@ -127,7 +127,7 @@ class TextDelta(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class CompletionEnd(msgspec.Struct, frozen=True, array_like=True, tag="completion_end"):
+class CompletionEnd(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="completion_end"):
     """One of the n completions ended."""
 
     request_id: str
@@ -136,7 +136,7 @@ class CompletionEnd(msgspec.Struct, frozen=True, array_like=True, tag="completio
     """`stop` or `length`."""
 
 
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="finished"):
     """All n completions ended; the last event of a successful generate request."""
 
     request_id: str
@@ -145,7 +145,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
     """`queue`, `prefill`, `decode`."""
 
 
-class Encoded(msgspec.Struct, frozen=True, array_like=True, tag="encoded"):
+class Encoded(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="encoded"):
     """Hidden states of an `EncodeRequest`; the last event of it. In one process `hidden_states` is a tensor
     (num_prompts, length, hidden_size, num_layers) and `attention_mask` (num_prompts, length); across processes they
     are written to `path` (safetensors with those two names) and the fields are None."""
@@ -156,7 +156,7 @@ class Encoded(msgspec.Struct, frozen=True, array_like=True, tag="encoded"):
     path: str | None = None
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="failed"):
     """The last event of a request that did not finish: a `BraidError`, flattened."""
 
     request_id: str
@@ -168,14 +168,14 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     retry_after_s: float | None = None
 
 
-class Stats(msgspec.Struct, frozen=True, array_like=True, tag="stats"):
+class Stats(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="stats"):
     """Counters of the engine, for `/ready`, metrics and tests."""
 
     request_id: str
     values: dict[str, Any] = {}
 
 
-class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="ready"):
     """The engine's first message: what it loaded and what it can do."""
 
     models: tuple[dict[str, Any], ...]
