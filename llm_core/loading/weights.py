@@ -56,7 +56,12 @@ class StoredTensor(Protocol):
         ...
 
     def to_torch(self, dtype: torch.dtype) -> torch.Tensor:
-        """The numbers, dequantised, of `shape`; a copy unless the file stores exactly `dtype`."""
+        """The numbers, dequantised, of `shape`; a copy unless the file stores exactly `dtype`. Raises ModelFileError
+        if one of them is NaN or infinite."""
+        ...
+
+    def check_finite(self) -> None:
+        """For users of `raw`: raise ModelFileError if a number, or a scale of a block, is NaN or infinite."""
         ...
 
 
