@@ -9,13 +9,15 @@ SUPPORTED_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched. `kind` is `linear`, `llama3` or `none`."""
+    """How rotary frequencies are stretched. `kind` is `linear`, `llama3`, `divisors` or `none`."""
 
     kind: str = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context_length: int = 8192
+    divisors: tuple[float, ...] = ()
+    """`divisors`: (head_dim / 2,), each inverse frequency is divided by its own. GGUF stores `llama3` so."""
 
 
 @dataclass(frozen=True, slots=True)
