@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from braid.errors import BraidError
+from braid.tracing.request_trace import NULL_TRACE, RequestTrace
 
 
 class RequestClass(enum.IntEnum):
@@ -45,8 +46,8 @@ class Request:
     """Clock time by which the whole request should be done, or None for the workload's own default."""
     arrival: float = 0.0
     """Set by the scheduler at submission."""
-    trace: Any = None
-    """The request's `tracing.RequestTrace`; workloads open their spans on it."""
+    trace: RequestTrace = NULL_TRACE
+    """Workloads open their spans on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,30 @@
+"""Errors as events, and back: the one place where a `BraidError` is flattened for the wire."""
+
+from __future__ import annotations
+
+from braid.errors import BraidError
+from braid.llm_core.engine.messages import Failed
+
+
+def failed(request_id: str, error: BraidError) -> Failed:
+    """The last event of a request that ends with `error`."""
+    return Failed(
+        request_id,
+        message=error.message,
+        status=error.status,
+        type=error.type,
+        code=error.code,
+        param=error.param,
+        retry_after_s=getattr(error, "retry_after_s", None),
+    )
+
+
+class RequestFailed(BraidError):
+    """A `Failed` event raised again on the side of the caller, with the status and code that it came with."""
+
+    def __init__(self, event: Failed) -> None:
+        super().__init__(event.message, param=event.param)
+        self.status = event.status
+        self.type = event.type
+        self.code = event.code
+        self.retry_after_s = event.retry_after_s
