@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from braid.errors import InvalidRequest
+from braid.kernels import ops as specifications
+from braid.kernels.ops import Ops, reference_registry
+from braid.kernels.registry import Facts, Kernel, Refusal, Registry
+
+ROOT = Path(specifications.__file__).resolve().parents[1]
+
+
+def double(x: float) -> float:
+    return 2 * x
+
+
+def only_narrow(facts: Facts) -> str | None:
+    return None if facts.width <= 64 else f"width {facts.width} is over 64"
+
+
+def registry() -> Registry:
+    return Registry(
+        [
+            Kernel("scale", "torch", double),
+            Kernel("scale", "cpu_avx2", double, only_narrow, priority=10),
+            Kernel("scale", "cpu_avx512_vnni", double, lambda _: "the CPU has no AVX512-VNNI", priority=20),
+        ]
+    )
+
+
+def test_the_fastest_kernel_that_accepts_is_chosen_and_the_refused_say_why() -> None:
+    selection = registry().select("scale", Facts("cpu", width=64))
+    assert selection.kernel.backend == "cpu_avx2"
+    assert selection.refused == (Refusal("cpu_avx512_vnni", "the CPU has no AVX512-VNNI"),)
+
+
+def test_the_reference_takes_what_all_others_refuse() -> None:
+    selection = registry().select("scale", Facts("cpu", width=65))
+    assert selection.kernel.backend == "torch"
+    assert selection.refused[1] == Refusal("cpu_avx2", "width 65 is over 64")
+
+
+def test_preferring_torch_forces_the_reference_without_asking_others() -> None:
+    selection = registry().select("scale", Facts("cpu", width=8), prefer="torch")
+    assert selection.kernel.backend == "torch"
+    assert selection.refused == ()
+
+
+def test_a_preferred_backend_is_tried_before_faster_ones() -> None:
+    tried = registry()
+    tried.add(Kernel("scale", "triton", double, priority=1))
+    assert tried.select("scale", Facts("cpu"), prefer="triton").kernel.backend == "triton"
+    assert tried.select("scale", Facts("cpu"), prefer="auto").kernel.backend == "cpu_avx2"
+
+
+def test_an_unknown_preference_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidRequest, match=r"kernels='cuda' .* auto, cpu_avx2, cpu_avx512_vnni, torch"):
+        registry().select("scale", Facts("cpu"), prefer="cuda")
+    with pytest.raises(InvalidRequest, match="kernels='fast'"):
+        Ops(prefer="fast")
+
+
+def test_nothing_accepting_is_an_error_with_every_reason() -> None:
+    lone = Registry([Kernel("scale", "triton", double, lambda _: "needs a GPU")])
+    with pytest.raises(InvalidRequest, match="triton: needs a GPU"):
+        lone.select("scale", Facts("cpu"))
+
+
+def test_a_second_kernel_of_one_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match="already has a kernel of backend 'torch'"):
+        registry().add(Kernel("scale", "torch", double))
+
+
+def test_a_lazy_target_is_imported_only_when_chosen() -> None:
+    missing = Kernel("scale", "triton", "braid.kernels.not_there:scale", priority=5)
+    lazy = Registry([Kernel("scale", "torch", "operator:neg"), missing])
+    assert lazy.select("scale", Facts("cpu"), prefer="torch").kernel.load()(3) == -3
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        lazy.select("scale", Facts("cpu")).kernel.load()
+
+
+def test_ops_decide_once_for_each_kind_of_call() -> None:
+    asked = []
+
+    def accepts(facts: Facts) -> str | None:
+        asked.append(facts)
+        return None
+
+    chosen = reference_registry()
+    chosen.add(Kernel("silu_mul", "counted", lambda gate, up: gate + up, accepts, priority=1))
+    ops, x = Ops(registry=chosen), torch.ones(2, 8)
+    assert torch.equal(ops.silu_mul(x, x), x + x)
+    ops.silu_mul(x, x)
+    ops.silu_mul(x.bfloat16(), x.bfloat16())
+    assert asked == [Facts("cpu", "float32", width=8), Facts("cpu", "bfloat16", width=8)]
+    assert torch.equal(Ops(prefer="torch", registry=chosen).silu_mul(x, x), specifications.silu_mul(x, x))
+
+
+def test_describe_lists_each_op_with_its_backend_and_refusals() -> None:
+    chosen = reference_registry()
+    chosen.add(Kernel("rope", "triton", double, lambda facts: f"device is {facts.device}", priority=1))
+    reports = {report.op: report for report in Ops("cpu", registry=chosen).describe()}
+    assert set(reports) == set(specifications.REFERENCES)
+    assert reports["rope"].backend == "torch"
+    assert reports["rope"].refused == (Refusal("triton", "device is cpu"),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [0, 1, 63, 257])
+def test_rms_norm_matches_its_formula_and_keeps_the_dtype(num_tokens: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = (100 * torch.randn(num_tokens, 24, generator=generator)).to(dtype)
+    weight = torch.randn(24, generator=generator).to(dtype)
+    out = Ops().rms_norm(x, weight, 1e-5, 1.0)
+    x64 = x.double()
+    expected = x64 / (x64.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + weight.double())
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+def test_gates_match_their_formulas() -> None:
+    gate, up = torch.linspace(-5, 5, 257), torch.linspace(3, -2, 257)
+    silu = gate / (1 + torch.exp(-gate)) * up
+    gelu = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * up
+    torch.testing.assert_close(Ops().silu_mul(gate, up), silu, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Ops().gelu_tanh_mul(gate, up), gelu, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_turns_each_pair_by_its_angle_and_leaves_the_rest(interleaved: bool) -> None:
+    x = torch.randn(5, 3, 10, generator=torch.Generator().manual_seed(2))
+    angles = torch.rand(5, 4, generator=torch.Generator().manual_seed(3))
+    out = Ops().rope(x, angles.cos(), angles.sin(), interleaved)
+    for pair in range(4):
+        a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + 4)
+        turned = torch.complex(x[..., a], x[..., b]) * torch.exp(1j * angles[:, None, pair])
+        torch.testing.assert_close(torch.complex(out[..., a], out[..., b]), turned)
+    assert torch.equal(out[..., 8:], x[..., 8:])
+
+
+def test_linear_gives_a_row_the_same_bits_alone_and_in_a_batch() -> None:
+    x = torch.randn(257, 63, generator=torch.Generator().manual_seed(4))
+    weight = torch.randn(95, 63, generator=torch.Generator().manual_seed(5))
+    whole = Ops().linear(x, weight)
+    assert all(torch.equal(Ops().linear(x[i : i + n], weight), whole[i : i + n]) for i in (0, 100) for n in (1, 2, 3))
+    assert Ops().linear(x[:0], weight).shape == (0, 95)
+
+
+def test_quantized_linear_multiplies_by_the_dequantised_weight() -> None:
+    generator = torch.Generator().manual_seed(6)
+    quants = torch.randint(-8, 8, (5, 64), generator=generator, dtype=torch.int8)
+    scales, minimums = torch.rand(5, 2, generator=generator), torch.rand(5, 2, generator=generator)
+    x = torch.randn(7, 64, generator=generator)
+    weight = torch.stack([quants[:, i] * scales[:, i // 32] + minimums[:, i // 32] for i in range(64)], 1)
+    torch.testing.assert_close(Ops().quantized_linear(x, quants, scales, minimums), x @ weight.T)
+
+
+def test_kernels_has_no_init_file_anywhere() -> None:
+    assert list((ROOT / "kernels").rglob("__init__.py")) == []
+
+
+def test_importing_kernels_from_elsewhere_does_not_find_ours(tmp_path: Path) -> None:
+    code = "import braid.kernels.registry\ntry:\n import kernels\nexcept ImportError: print('not found')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "not found\n"
