@@ -45,10 +45,16 @@ class StorageType(enum.Enum):
 class StoredTensor(Protocol):
     """One tensor in a memory-mapped file."""
 
-    name: str
-    storage: StorageType
-    shape: tuple[int, ...]
-    """As PyTorch has it: (out_features, in_features) for a linear layer."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def storage(self) -> StorageType: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As PyTorch has it: (out_features, in_features) for a linear layer."""
+        ...
 
     def raw(self) -> torch.Tensor:
         """The stored bytes, uint8 (rows, row_bytes), a view of the mapped file: nothing is copied. Blocks run along
@@ -80,10 +86,17 @@ class Weights(Protocol):
 class Checkpoint(Protocol):
     """A model on disk, opened and checked; see `loading.checkpoint.open_checkpoint`."""
 
-    path: Path
-    name: str
-    config: ModelConfig
-    weights: Weights
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def weights(self) -> Weights: ...
 
     def tokenizer(self) -> Any:
         """Build the `text.tokenizer.Tokenizer` of this checkpoint."""
