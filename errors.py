@@ -65,6 +65,18 @@ class CannotFit(InvalidRequest):
         self.budget_bytes = budget_bytes
 
 
+class MemoryPressure(BraidError):
+    """The bytes would fit in the budget, but not beside what is held now: nobody's fault, so retry later."""
+
+    status = 503
+    code = "memory_pressure"
+
+    def __init__(self, what: str, *, needed_bytes: int, available_bytes: int) -> None:
+        super().__init__(f"{what} needs {needed_bytes:,} bytes and {available_bytes:,} are free now; retry later")
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+
+
 class ModelNotFound(BraidError):
     """No model of that name."""
 
