@@ -55,7 +55,7 @@ class Generation:
 
     request_id: str
     texts: list[GeneratedText]
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -135,21 +135,23 @@ class LLM:
         request = _chat_request(messages, sampling)
         return self._stream_text(request) if stream else self._generate(request)
 
-    @overload
-    def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Generation: ...
-    @overload
-    def generate(self, prompt: Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Generation]: ...
-    def generate(
-        self, prompt: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None
-    ) -> Generation | list[Generation]:
-        """Continue a text or a list of token ids; of several prompts all run at once.
+    def generate(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Generation:
+        """Continue a text or a list of token ids.
+
+        Raises:
+            RequestFailed: with the status, code and field that HTTP would give.
+        """
+        return self._generate(_prompt_request(prompt, sampling))
+
+    def generate_all(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None
+    ) -> list[Generation]:
+        """Continue several prompts at once.
 
         Raises:
             RequestFailed: of the first prompt that failed.
         """
-        if _is_prompt(prompt):
-            return self._generate(_prompt_request(prompt, sampling))
-        pending = [self._submit(_prompt_request(p, sampling)) for p in prompt]
+        pending = [self._submit(_prompt_request(prompt, sampling)) for prompt in prompts]
         return [self._collect(*one) for one in pending]
 
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Iterator[str]:
@@ -246,7 +248,11 @@ class LLM:
     async def _aevents(self, request: Submission) -> AsyncIterator[Event]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self.engine.submit(request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+
+        def on_event(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self.engine.submit(request, on_event)
         is_last = False
         try:
             while not is_last:
@@ -268,15 +274,11 @@ def _new_id() -> str:
     return uuid.uuid4().hex
 
 
-def _is_prompt(prompt: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
-
-
 def _chat_request(messages: Messages, sampling: SamplingParams | None) -> GenerateRequest:
     return GenerateRequest(id=_new_id(), messages=list(messages), sampling=sampling or SamplingParams())
 
 
-def _prompt_request(prompt: Any, sampling: SamplingParams | None) -> GenerateRequest:
+def _prompt_request(prompt: Prompt, sampling: SamplingParams | None) -> GenerateRequest:
     sampling = sampling or SamplingParams()
     if isinstance(prompt, str):
         return GenerateRequest(id=_new_id(), prompt=prompt, sampling=sampling)

@@ -1,0 +1,185 @@
+"""Puts a server together, from configuration to engine, and the Python faces on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from braid.config import BraidConfig
+from braid.errors import CannotFit
+from braid.kernels.ops import Ops
+from braid.llm_core.batching import BatchLimits
+from braid.llm_core.core import StepLimits
+from braid.llm_core.engine.engine import Engine, OpenTrace
+from braid.llm_core.engine.handle import EngineHandle
+from braid.llm_core.engine.intake import Intake
+from braid.llm_core.engine.messages import EngineReady
+from braid.llm_core.engine.sampling import Sampler
+from braid.llm_core.language_workload import LanguageWorkload
+from braid.llm_core.llm import LLM as LanguageFace
+from braid.llm_core.loading.checkpoint import open_checkpoint
+from braid.llm_core.loading.weights import Checkpoint
+from braid.llm_core.memory.arena import Arena
+from braid.llm_core.memory.kv_pages import KVPages
+from braid.llm_core.memory.prefix_cache import PrefixCache
+from braid.llm_core.memory.residency import WeightResidency, default_budget_bytes, stored_bytes
+from braid.llm_core.models.choice import Backend, build_model, choose_device, copied_bytes
+from braid.llm_core.models.model import LanguageModel
+from braid.llm_core.scheduler.cost import CostModel
+from braid.llm_core.scheduler.loop import Scheduler
+from braid.llm_core.sequence_memory import SequenceMemory
+
+SLAB_BYTES = 16 << 20
+CPU_STEP_LIMITS = StepLimits(max_step_ms=60.0, idle_step_ms=250.0)
+GPU_STEP_LIMITS = StepLimits(max_step_ms=30.0, idle_step_ms=120.0)
+LANGUAGE_COST_PRIOR = (1.0, 1.0, 0.5, 1e-5)
+"""Milliseconds of (a step, a decode token, a prefill token, a key attended to) before anything was measured."""
+
+
+def build_engine(config: BraidConfig, *, open_trace: OpenTrace | None = None) -> Engine:
+    """Load the model and start an engine on a thread of this process.
+
+    Raises:
+        BraidError: the model is unknown, broken, not supported or too large for the budget.
+    """
+    backend = _backend(config)
+    checkpoint = open_checkpoint(config.model)
+    arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
+    model = _load(checkpoint, backend, WeightResidency(arena))
+    pages = _kv_pages(arena, model)
+    prefix_cache = PrefixCache(pages, page_tokens=model.page_tokens)
+    tokenizer = checkpoint.tokenizer()
+    context_length = min(config.context_length or model.config.context_length, model.config.context_length)
+    limits = BatchLimits()
+    workload = LanguageWorkload(
+        model,
+        tokenizer,
+        memory=SequenceMemory(
+            pages, prefix_cache, max_sequences=limits.max_sequences, max_tokens=model.config.context_length
+        ),
+        sampler=Sampler(Ops(model.device, backend.kernels or "auto").sample),
+        cost=CostModel({LanguageWorkload.name: LANGUAGE_COST_PRIOR}),
+        limits=limits,
+    )
+    step_limits = CPU_STEP_LIMITS if model.device == "cpu" else GPU_STEP_LIMITS
+    scheduler = Scheduler([workload], limits=step_limits, max_waiting_requests=config.max_waiting_requests)
+    return Engine(
+        scheduler,
+        ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
+        intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages, arena),
+        stats=_stats(scheduler, workload, arena, pages, prefix_cache),
+        release=model.close,
+        open_trace=open_trace,
+    )
+
+
+def _backend(config: BraidConfig) -> Backend:
+    return Backend(
+        device=choose_device(config.device),
+        kernels=config.kernels or os.environ.get("BRAID_KERNELS") or None,
+        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+        exact=config.exact,
+    )
+
+
+def _load(checkpoint: Checkpoint, backend: Backend, residency: WeightResidency) -> LanguageModel:
+    """Lease the weights' bytes, then load them: what cannot fit is refused before it is read."""
+    stored = stored_bytes(checkpoint.weights)
+    expected = copied_bytes(checkpoint, backend)
+    residency.admit(checkpoint.name, mapped_bytes=stored, copied_bytes=expected)
+    model = build_model(checkpoint, backend)
+    residency.correct(checkpoint.name, copied_bytes=model.weight_bytes)
+    return model
+
+
+def _kv_pages(arena: Arena, model: LanguageModel) -> KVPages:
+    slab_bytes = max(SLAB_BYTES, model.page_bytes)
+    pages = KVPages(
+        arena, page_bytes=model.page_bytes, page_tokens=model.page_tokens, slab_bytes=slab_bytes, device=model.device
+    )
+    if pages.max_pages < 1:
+        raise CannotFit(
+            "one slab of keys and values", needed_bytes=slab_bytes, budget_bytes=arena.available_bytes, param="memory"
+        )
+    return pages
+
+
+def _describe(
+    checkpoint: Checkpoint, model: LanguageModel, config: BraidConfig, context_length: int
+) -> dict[str, Any]:
+    return {
+        "id": checkpoint.name,
+        "aliases": list(config.aliases),
+        "architecture": model.config.architecture,
+        "context_length": context_length,
+        "vocab_size": model.config.vocab_size,
+        "capabilities": ["chat", "completions", "encode"],
+        "device": model.device,
+        "kernels": model.describe(),
+    }
+
+
+def _stats(
+    scheduler: Scheduler, workload: LanguageWorkload, arena: Arena, pages: KVPages, prefix_cache: PrefixCache
+) -> Callable[[], Mapping[str, Any]]:
+    def read() -> dict[str, Any]:
+        return {
+            "requests": {"open": scheduler.num_open_requests, "waiting": scheduler.num_waiting_requests},
+            "language": asdict(workload.counters),
+            "memory": asdict(arena.usage()),
+            "kv_pages": {
+                "used": pages.used_pages,
+                "cached": prefix_cache.cached_pages,
+                "free": pages.free_pages,
+                "slabs": pages.num_slabs,
+                "page_bytes": pages.page_bytes,
+            },
+        }
+
+    return read
+
+
+class LLM(LanguageFace):
+    """Chat, generate and encode with a language model in this process.
+
+    Args:
+        model: a folder, a GGUF file, `smollm2` or a hub id.
+        engine: share this engine instead of building one; the other arguments are then not looked at.
+        device, kernels, num_threads, memory_budget_bytes, exact, context_length: see `BraidConfig`.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        *,
+        engine: EngineHandle | None = None,
+        device: str | None = None,
+        kernels: str | None = None,
+        num_threads: int | None = None,
+        memory_budget_bytes: int | None = None,
+        exact: bool = True,
+        context_length: int | None = None,
+    ) -> None:
+        config = BraidConfig(
+            model=model,
+            device=device,
+            kernels=kernels,
+            num_threads=num_threads,
+            memory_budget_bytes=memory_budget_bytes,
+            exact=exact,
+            context_length=context_length,
+        )
+        super().__init__(engine or build_engine(config), owns_engine=engine is None)
+
+
+class Braid:
+    """A server's parts in one process: one engine and the faces that share it."""
+
+    def __init__(self, llm: str = "smollm2", *, device: str | None = None, kernels: str | None = None) -> None:
+        self.engine: EngineHandle = build_engine(BraidConfig(model=llm, device=device, kernels=kernels))
+        self.llm = LLM(engine=self.engine)
+
+    def close(self) -> None:
+        self.engine.close()

@@ -1,0 +1,360 @@
+"""The workload that runs the language model: chat and encodings of all requests, batched into one forward call a step.
+
+It decides nothing about order (the policy does) and nothing about meaning (the jobs do).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from braid.errors import BraidError
+from braid.llm_core.batching import BatchLimits, Pending, plan_chunks
+from braid.llm_core.core import Offer, Request, StepResult
+from braid.llm_core.decode import GenerateParams, GenerationJob
+from braid.llm_core.encode import EncodeParams, EncodingJob
+from braid.llm_core.engine.sampling import SampledToken, Sampler
+from braid.llm_core.job import Job, SequenceTask
+from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageModel
+from braid.llm_core.scheduler.cost import CostModel
+from braid.llm_core.sequence_memory import SequenceMemory
+from braid.llm_core.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+STALL_S = 0.005
+"""How long to wait for memory that somebody else holds before asking again."""
+
+
+@dataclass(slots=True)
+class LanguageCounters:
+    """What the workload has done since it started."""
+
+    steps: int = 0
+    decode_tokens: int = 0
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    failed: int = 0
+    forward_ms: float = 0.0
+    sampling_ms: float = 0.0
+    step_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The part of a sequence that one step computes."""
+
+    job: Job
+    task: SequenceTask
+    num_tokens: int
+    reaches_end: bool
+    """The step computes the sequence's last token, whose logits choose the next."""
+
+    @property
+    def is_decode(self) -> bool:
+        return self.reaches_end and self.num_tokens == 1
+
+
+class LanguageWorkload:
+    """Continuous batching with paged keys and values.
+
+    Args:
+        model: shared by chat and encodings.
+        memory: of that model's page size.
+        cost: learns the milliseconds of a step.
+    """
+
+    name = "language"
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        memory: SequenceMemory,
+        sampler: Sampler,
+        cost: CostModel,
+        limits: BatchLimits | None = None,
+    ) -> None:
+        self.model = model
+        self.memory = memory
+        self.counters = LanguageCounters()
+        self._tokenizer = tokenizer
+        self._sampler = sampler
+        self._cost = cost
+        self._limits = limits or BatchLimits()
+        self._jobs: dict[str, Job] = {}
+        self._num_admitted = 0
+        self._stalled_until = 0.0
+        self._token_rows = np.zeros((3, self._limits.max_step_tokens), dtype=np.int32)
+
+    # -- taking and ending requests
+
+    def accepts(self, params: Any) -> bool:
+        return isinstance(params, GenerateParams | EncodeParams)
+
+    def admit(self, request: Request, now: float) -> None:
+        self._num_admitted += 1
+        job = self._job(request, self._num_admitted)
+        if job.is_done:  # nothing but empty prompts
+            self._finish(job, now)
+        else:
+            self._jobs[request.id] = job
+
+    def _job(self, request: Request, number: int) -> Job:
+        if isinstance(request.params, GenerateParams):
+            return GenerationJob(request, number, self._tokenizer)
+        return EncodingJob(request, number, self.model.config)
+
+    def cancel(self, request_id: str, error: BraidError) -> bool:
+        job = self._jobs.get(request_id)
+        if job is not None:
+            self._fail(job, error)
+        return job is not None
+
+    def _fail(self, job: Job, error: BraidError) -> None:
+        for task in job.tasks:
+            self.memory.end(task.sequence)
+        del self._jobs[job.request.id]
+        self.counters.failed += 1
+        job.fail(error)
+
+    def _finish(self, job: Job, now: float) -> None:
+        self._jobs.pop(job.request.id, None)
+        self.counters.finished += 1
+        job.finish(now)
+
+    # -- offering
+
+    def offers(self, now: float) -> Iterable[Offer]:
+        if now < self._stalled_until:
+            return ()
+        decode_ms = self._predict_ms(1, 0, 0)
+        prefill_ms = self._predict_ms(0, self._limits.min_chunk_tokens, 0)
+        return [self._offer(job, decode_ms, prefill_ms) for job in self._jobs.values()]
+
+    def next_wake(self, now: float) -> float | None:
+        """Clock time at which `offers` may say more than now, or None."""
+        return self._stalled_until if now < self._stalled_until else None
+
+    def _offer(self, job: Job, decode_ms: float, prefill_ms: float) -> Offer:
+        is_decode = job.tasks[0].sequence.num_pending == 1
+        return Offer(
+            job.request.id,
+            self.name,
+            "decode" if is_decode else "prefill",
+            self.name,
+            job.request.request_class,
+            job.deadline(),
+            decode_ms if is_decode else prefill_ms,
+            tenant=job.request.tenant,
+            payload=job,
+        )
+
+    def _predict_ms(self, num_decode: int, num_prefill: int, context: int) -> float:
+        return self._cost.predict(self.name, (1.0, num_decode, num_prefill, context))
+
+    # -- running a step
+
+    def run(self, offers: Sequence[Offer], budget_ms: float) -> StepResult:
+        began = time.perf_counter()
+        chunks = self._plan([offer.payload for offer in offers], budget_ms)
+        if not chunks:
+            self._stalled_until = time.monotonic() + STALL_S
+            return StepResult((), "stall", 0, 0.0)
+        features = _features(chunks)
+        predicted_ms = self._cost.predict(self.name, features)
+
+        forward_began = time.perf_counter()
+        result = self.model.forward(self._batch(chunks), self.memory.pages)
+        sampling_began = time.perf_counter()
+        tokens = self._sample(chunks, result)
+        sampling_ended = time.perf_counter()
+
+        device_ms = (sampling_ended - forward_began) * 1e3
+        self._cost.observe(self.name, features, device_ms)
+        self._advance(chunks, result, tokens)
+        step_ms = (time.perf_counter() - began) * 1e3
+        self._count(
+            chunks, (sampling_began - forward_began) * 1e3, (sampling_ended - sampling_began) * 1e3, step_ms
+        )
+        return StepResult(
+            request_ids=tuple(dict.fromkeys(c.job.request.id for c in chunks)),
+            kind="decode" if features[2] == 0 else "prefill",
+            units=int(features[1] + features[2]),
+            device_ms=device_ms,
+            host_ms=step_ms - device_ms,
+            predicted_ms=predicted_ms,
+        )
+
+    def _count(self, chunks: list[Chunk], forward_ms: float, sampling_ms: float, step_ms: float) -> None:
+        counters = self.counters
+        counters.steps += 1
+        for chunk in chunks:
+            if chunk.is_decode:
+                counters.decode_tokens += 1
+            else:
+                counters.prefill_tokens += chunk.num_tokens
+        counters.forward_ms += forward_ms
+        counters.sampling_ms += sampling_ms
+        counters.step_ms += step_ms
+
+    # -- planning: who gets how many tokens, and the memory for them
+
+    def _plan(self, jobs: list[Job], budget_ms: float) -> list[Chunk]:
+        candidates = list(self._candidates(jobs))
+        pending = [Pending(t.sequence.num_pending, t.sequence.num_computed) for _, t in candidates]
+        if not pending:
+            return []
+        counts = plan_chunks(pending, self._limits, self._predict_ms, budget_ms)
+        chunks: list[Chunk] = []
+        for (job, task), num_tokens in zip(candidates, counts, strict=True):
+            if num_tokens and self._make_room(job, task, num_tokens, chunks):
+                chunks.append(Chunk(job, task, num_tokens, num_tokens == task.sequence.num_pending))
+        chunks.sort(key=lambda chunk: chunk.task.sequence.slot)
+        return chunks
+
+    def _candidates(self, jobs: list[Job]) -> Iterator[tuple[Job, SequenceTask]]:
+        """Sequences that may share the next call: each has a row, and they want the same hidden layers."""
+        hidden_layers: tuple[int, ...] | None = None
+        for job in jobs:
+            for task in job.tasks:
+                if task.hidden_layers:
+                    if hidden_layers not in (None, task.hidden_layers):
+                        continue
+                    hidden_layers = task.hidden_layers
+                if task.sequence.is_running or self._start(job, task):
+                    yield job, task
+
+    def _start(self, job: Job, task: SequenceTask) -> bool:
+        if not self.memory.has_free_row and not self._preempt_after(job, keep=()):
+            return False
+        self.memory.start(task.sequence, use_prefix_cache=task.use_prefix_cache)
+        self.counters.cached_tokens += task.sequence.num_computed
+        job.begin(time.monotonic(), task.sequence.num_computed)
+        return True
+
+    def _make_room(self, job: Job, task: SequenceTask, num_tokens: int, planned: list[Chunk]) -> bool:
+        """Allocate what the chunk writes, preempting sequences that come after it; False if it must wait."""
+        if not task.sequence.is_running:  # preempted a moment ago for the sake of an earlier one
+            return False
+        keep = [*(chunk.task for chunk in planned), task]
+        while not self.memory.grow(task.sequence, num_tokens):
+            if not self._preempt_after(job, keep=keep):
+                return False
+        return True
+
+    def _preempt_after(self, job: Job, *, keep: Sequence[SequenceTask]) -> bool:
+        """Take the pages and row of the running sequence that can wait best: of the least urgent class, the latest
+        arrival. Never of one before `job`, so that the first in line always gets on. False if there is none."""
+        victims = [
+            (_order(other), i, other, task)
+            for other in self._jobs.values()
+            if _order(other) >= _order(job)
+            for i, task in enumerate(other.tasks)
+            if task.sequence.is_running and not any(task is kept for kept in keep)
+        ]
+        if not victims:
+            return False
+        _, _, other, task = max(victims, key=lambda victim: victim[:2])
+        self.memory.end(task.sequence)
+        self.counters.preemptions += 1
+        other.request.trace.event("preempted", {"tokens": len(task.sequence.token_ids)})
+        return True
+
+    # -- doing
+
+    def _batch(self, chunks: list[Chunk]) -> ForwardBatch:
+        input_ids, positions, rows = self._token_rows
+        logits_rows: list[int] = []
+        hidden_rows: list[int] = []
+        hidden_layers: tuple[int, ...] = ()
+        end = 0
+        for chunk in chunks:
+            task, sequence = chunk.task, chunk.task.sequence
+            start, end = end, end + chunk.num_tokens
+            first = sequence.num_computed
+            if chunk.num_tokens == 1:
+                input_ids[start] = sequence.token_ids[first]
+                positions[start] = first
+            else:
+                input_ids[start:end] = sequence.token_ids[first : first + chunk.num_tokens]
+                positions[start:end] = np.arange(first, first + chunk.num_tokens, dtype=np.int32)
+            rows[start:end] = sequence.slot
+            if chunk.reaches_end and task.sampling is not None:
+                logits_rows.append(end - 1)
+            if task.hidden_layers:
+                hidden_layers = task.hidden_layers
+                hidden_rows.extend(range(start, end))
+        return ForwardBatch(
+            input_ids=input_ids[:end],
+            positions=positions[:end],
+            sequence_index=rows[:end],
+            block_tables=self.memory.block_tables,
+            logits_rows=np.array(logits_rows, dtype=np.int32),
+            hidden_rows=np.array(hidden_rows, dtype=np.int32) if hidden_rows else None,
+            hidden_layers=hidden_layers,
+        )
+
+    def _sample(self, chunks: list[Chunk], result: ForwardResult) -> list[SampledToken]:
+        """One token for each chunk that wanted logits, in the order of the chunks."""
+        states = [c.task.sampling for c in chunks if c.reaches_end and c.task.sampling is not None]
+        return self._sampler.sample(result.logits, states) if states else []
+
+    def _advance(self, chunks: list[Chunk], result: ForwardResult, tokens: list[SampledToken]) -> None:
+        """Give each sequence what the step computed for it, and end the jobs that are done."""
+        now = time.monotonic()
+        sampled = iter(tokens)
+        hidden_end = 0
+        for chunk in chunks:
+            task, sequence = chunk.task, chunk.task.sequence
+            sequence.num_computed += chunk.num_tokens
+            token = next(sampled) if chunk.reaches_end and task.sampling is not None else None
+            hidden_start = hidden_end
+            if task.hidden_layers:
+                hidden_end += chunk.num_tokens
+            if chunk.job.request.id not in self._jobs:  # a sibling of this step failed
+                continue
+            try:
+                if task.hidden_layers:
+                    task.accept_hidden(result.hidden_states[:, hidden_start:hidden_end])
+                if chunk.reaches_end:
+                    self._at_end(chunk, token, now)
+            except BraidError as error:
+                self._fail(chunk.job, error)
+            except Exception as error:
+                log.exception("request %s failed while its output was taken", chunk.job.request.id)
+                self._fail(chunk.job, BraidError(f"internal error: {type(error).__name__}: {error}"))
+
+    def _at_end(self, chunk: Chunk, token: SampledToken | None, now: float) -> None:
+        task, job = chunk.task, chunk.job
+        if task.use_prefix_cache and not chunk.is_decode:
+            self.memory.remember(task.sequence)
+        if token is not None:
+            task.accept_token(token, now)
+        if not task.is_done:
+            return
+        if task.use_prefix_cache:
+            self.memory.remember(task.sequence)
+        self.memory.end(task.sequence)
+        if job.is_done:
+            self._finish(job, now)
+
+
+def _order(job: Job) -> tuple[int, int]:
+    return (job.request.request_class, job.number)
+
+
+def _features(chunks: list[Chunk]) -> tuple[float, float, float, float]:
+    """What the cost of a step depends on: (1, decode tokens, prefill tokens, keys attended to)."""
+    num_decode = sum(1 for c in chunks if c.is_decode)
+    num_prefill = sum(c.num_tokens for c in chunks) - num_decode
+    context = sum(c.num_tokens * c.task.sequence.num_computed for c in chunks)
+    return (1.0, float(num_decode), float(num_prefill), float(context))
