@@ -1,0 +1,80 @@
+"""A conversation to one text, by the checkpoint's own Jinja template.
+
+It knows no token ids: `Tokenizer.encode(text, add_special_tokens=False)` reads what it writes, BOS included.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from braid.errors import InvalidRequest, ModelFileError
+from braid.llm_core.text.messages import check_messages
+from braid.llm_core.text.template_sandbox import TemplateRefusedError, TemplateSandbox
+
+GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Names that templates use, and the words of GGUF's `tokenizer.ggml.<word>_token_id`."""
+
+
+class ChatTemplate:
+    """A compiled chat template."""
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], *, now: Callable[[], datetime.datetime] | None = None
+    ) -> None:
+        """Args:
+            special_tokens: `bos_token` and its like, as text.
+            now: what `strftime_now` reads; None is the local time.
+        Raises:
+            ModelFileError: the template is not valid Jinja.
+        """
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+        environment = TemplateSandbox()
+        clock = now or datetime.datetime.now
+        environment.globals["strftime_now"] = lambda form: clock().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelFileError(f"the chat template is not valid Jinja: {error}") from error
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write a conversation as the model was trained to read it.
+
+        Args:
+            messages: OpenAI's; checked here.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            template_kwargs: further variables of this template, such as `enable_thinking`.
+        Raises:
+            InvalidRequest: a message is wrong, or the template refuses the conversation.
+        """
+        checked = check_messages(messages)
+        try:
+            return self._template.render(
+                **{"tools": None, "documents": None, **self._special_tokens, **(template_kwargs or {})},
+                messages=checked, add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateRefusedError as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from None
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> ChatTemplate | None:
+    """The template in a GGUF file's `tokenizer.chat_template`; None where there is none."""
+    source = metadata.get("tokenizer.chat_template")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise ModelFileError("tokenizer.chat_template must be a string")
+    return ChatTemplate(source, _gguf_special_tokens(metadata))
+
+
+def _gguf_special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    ids = {name: metadata.get(f"tokenizer.ggml.{word}_token_id") for name, word in GGUF_TOKENS.items()}
+    return {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
