@@ -1,0 +1,73 @@
+"""A request between its submission and its last event.
+
+The ticket stands in for the request's sink, which makes one promise hold whatever a workload does: exactly one last
+event, and nothing after it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from braid.errors import BraidError
+from braid.llm_core.core import Request, Workload
+from braid.llm_core.engine.messages import Encoded, Failed, Finished, Stats
+from braid.llm_core.scheduler.failures import failed
+
+LAST_EVENTS: tuple[type, ...] = (Finished, Encoded, Failed, Stats)
+"""The events that end a request, unless its workload names others in `last_events`."""
+
+_log = logging.getLogger(__name__)
+
+
+class Ticket:
+    """A request's sink and its place in the scheduler's books.
+
+    Args:
+        on_end: called once, after the last event was handed over.
+        on_deaf: called when the sink raised, so that nobody works for a listener that is gone.
+    """
+
+    __slots__ = ("_last_events", "_on_deaf", "_on_end", "_sink", "device_ms", "is_ended", "is_waiting", "refusal",
+                 "request", "workload")  # fmt: skip
+
+    def __init__(
+        self, request: Request, *, on_end: Callable[[Ticket], None], on_deaf: Callable[[Ticket], None]
+    ) -> None:
+        self.request = request
+        self.workload: Workload | None = None
+        self.refusal: BraidError | None = None
+        """Set at submission when the request is not to be admitted."""
+        self.is_waiting = False
+        """Counted against the queue's bound: accepted, and no step has run yet."""
+        self.is_ended = False
+        self.device_ms = 0.0
+        self._sink = request.sink
+        self._last_events = LAST_EVENTS
+        self._on_end = on_end
+        self._on_deaf = on_deaf
+        request.sink = self
+
+    def give_to(self, workload: Workload) -> None:
+        """Note whose request this is."""
+        self.workload = workload
+        self._last_events = (*getattr(workload, "last_events", LAST_EVENTS), Failed)
+
+    def fail(self, error: BraidError) -> None:
+        """End the request with `error`."""
+        self(failed(self.request.id, error))
+
+    def __call__(self, event: Any, /) -> None:
+        """Hand an event to the request's sink."""
+        if self.is_ended:
+            _log.error("request %s has ended; a later %s is dropped", self.request.id, type(event).__name__)
+            return
+        self.is_ended = isinstance(event, self._last_events)
+        try:
+            self._sink(event)
+        except Exception:
+            _log.exception("the sink of request %s failed", self.request.id)
+            self._on_deaf(self)
+        if self.is_ended:
+            self._on_end(self)
