@@ -103,10 +103,10 @@ class Arena:
 
         Args:
             kind: what they are for, as `usage` groups them: `kv`, `weights`, `workspace`.
-            evictable: the system takes these bytes back by itself (a mapped file), so they are never in another's way.
+            evictable: the system takes these bytes back by itself (a mapped file), so they stand in nobody's way.
             permanent: held until the owner is closed; what does not fit beside permanent leases never will.
         Raises:
-            CannotFit: more than the budget less permanent leases.
+            CannotFit: more than the budget less permanent leases (an evictable lease: more than the whole budget).
             MemoryPressure: not now, even after every reclaimer was asked.
         """
         lease = Lease(self, owner, kind=kind, evictable=evictable, permanent=permanent)
@@ -176,7 +176,9 @@ class Arena:
             self._book(lease, num_bytes - lease.num_bytes)
 
     def _check_possible(self, lease: Lease, num_bytes: int) -> None:
-        room = self.lasting_bytes + (lease.num_bytes if lease.permanent else 0)
+        room = self.budget_bytes
+        if not lease.evictable:
+            room -= self._permanent_bytes - (lease.num_bytes if lease.permanent else 0)
         if num_bytes > room:
             raise CannotFit(f"{lease.owner} ({lease.kind})", needed_bytes=num_bytes, budget_bytes=room)
 

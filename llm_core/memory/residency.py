@@ -37,10 +37,10 @@ class WeightResidency:
         """Lease what a model is going to hold; call it before loading.
 
         Args:
-            mapped_bytes: of its memory-mapped files, see `stored_bytes`.
+            mapped_bytes: of the tensors that it reads where they lie in its mapped files; `stored_bytes` if all.
             copied_bytes: of what loading copies out of them.
         Raises:
-            CannotFit: files or copies are larger than the budget less what other models hold; with both numbers.
+            CannotFit: the files are larger than the budget, or the copies than what other models leave of it.
             MemoryPressure: they would fit if less were running.
             ValueError: the model is there already.
         """
