@@ -35,10 +35,14 @@ namespaces = st.sampled_from(["", "adapter"])
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """`held` are the pages of running sequences; `written` is what each page in use was filled with."""
+    """`held` are the pages of running sequences; `written` is what each page in use was filled with.
 
-    def __init__(self) -> None:
+    `seen` counts what happened, over all traces: a test that never runs out of pages would show nothing.
+    """
+
+    def __init__(self, seen: Counter[str]) -> None:
         super().__init__()
+        self.seen = seen
         self.arena = Arena(NUM_SLABS * SLAB)
         self.pages = KVPages(self.arena, page_bytes=PAGE, page_tokens=TOKENS, slab_bytes=SLAB)
         self.cache = PrefixCache(self.pages, page_tokens=TOKENS)
@@ -59,6 +63,7 @@ class MemoryMachine(RuleBasedStateMachine):
         assert [self.written[page] for page in held] == prefixes[: len(held)]
         for page, prefix in zip(held, prefixes, strict=False):
             assert self.read(page) == self.fill(prefix)
+        self.seen["pages matched"] += len(held)
         held += self.allocate_or_none(len(prefixes) - len(held)) or []
         for page, prefix in zip(held, prefixes, strict=False):
             self.write(page, prefix)
@@ -95,26 +100,31 @@ class MemoryMachine(RuleBasedStateMachine):
         evictable, cached = self.cache.evictable_pages, self.cache.cached_pages
         used = self.pages.used_pages
         assert self.cache.evict(num_pages) == min(num_pages, evictable)
+        self.seen["pages evicted"] += min(num_pages, evictable)
         assert cached - self.cache.cached_pages == used - self.pages.used_pages == min(num_pages, evictable)
 
     @rule(num_bytes=st.integers(0, 4 * SLAB))
     def reclaim(self, num_bytes: int) -> None:
         possible, before = self.cache.reclaimable_bytes(), self.arena.usage().leased_bytes
         given = self.cache.reclaim(num_bytes)
+        self.seen["bytes reclaimed"] += given
         assert min(num_bytes, possible) <= given <= possible + SLAB, "at most the spare slab beside what was promised"
         assert before - self.arena.usage().leased_bytes == given
 
     @rule(num_bytes=st.integers(0, (NUM_SLABS + 1) * SLAB))
     def lease(self, num_bytes: int) -> None:
         if self.arena.can_lease(num_bytes):
+            self.seen["leases that reclaimed"] += num_bytes > self.arena.available_bytes
             self.leases.append(self.arena.lease("video", num_bytes, kind="latents"))
         elif self.arena.could_ever_fit(num_bytes):
+            self.seen["memory pressure"] += 1
             with pytest.raises(MemoryPressure) as pressed:
                 self.arena.lease("video", num_bytes, kind="latents")
             free = NUM_SLABS * SLAB - self.arena.usage().leased_bytes
             assert (pressed.value.needed_bytes, pressed.value.available_bytes) == (num_bytes, free)
             assert free < num_bytes
         else:
+            self.seen["refused for ever"] += 1
             with pytest.raises(CannotFit) as refused:
                 self.arena.lease("video", num_bytes, kind="latents")
             room = NUM_SLABS * SLAB - self.permanent
@@ -147,6 +157,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_those_of_the_model(self) -> None:
+        self.seen["operations"] += 1
         cached = set(self.cached_nodes())
         expected = Counter(page for held in self.held for page in held) + Counter(cached)
         in_use = {page for page in range(len(self.pages.slabs()) * PAGES_PER_SLAB) if self.pages.ref_count(page)}
@@ -219,6 +230,7 @@ class MemoryMachine(RuleBasedStateMachine):
         try:
             taken = self.pages.allocate(num_pages)
         except OutOfPages:
+            self.seen["out of pages"] += 1
             assert not possible
             return None
         assert possible
@@ -253,10 +265,12 @@ def whole_prefixes(tokens: list[int], namespace: str) -> Iterator[Prefix]:
         yield namespace, tuple(tokens[:end])
 
 
-def run_traces(num_traces: int, num_operations: int) -> None:
+def run_traces(num_traces: int, num_operations: int) -> Counter[str]:
+    """Run random traces of up to `num_operations` each; returns how often what was seen."""
+    seen: Counter[str] = Counter()
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(
-        MemoryMachine,
+        lambda: MemoryMachine(seen),
         settings=settings(
             max_examples=num_traces,
             stateful_step_count=num_operations,
@@ -265,12 +279,16 @@ def run_traces(num_traces: int, num_operations: int) -> None:
             database=None,
         ),
     )
+    return seen
 
 
 def test_memory_stays_sound_over_random_operations() -> None:
-    run_traces(num_traces=15, num_operations=40)
+    assert run_traces(num_traces=20, num_operations=50)["operations"] > 100
 
 
 @pytest.mark.soak
 def test_memory_stays_sound_over_many_thousand_random_operations() -> None:
-    run_traces(num_traces=300, num_operations=100)
+    seen = run_traces(num_traces=400, num_operations=100)
+    print(dict(seen))
+    assert seen["operations"] >= 10_000
+    assert min(seen.values()) > 20
