@@ -1,7 +1,6 @@
 """The one place that turns an error into an HTTP response: OpenAI's error object with its status and headers.
 
-Also the errors that only HTTP can make (a wrong method, a body that is not JSON), and the way between a `BraidError`
-and the engine's flattened `Failed`.
+Also the errors that only HTTP can make: a wrong method, a body that is not JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from braid.errors import BraidError, InvalidRequest
-from braid.llm_core.engine.messages import Failed
 
 DEFAULT_RETRY_AFTER_S = 1.0
 """For a refusal that passes by itself (429, 503) and comes without an estimate."""
@@ -43,17 +41,6 @@ class BodyTooLarge(InvalidRequest):
 
     status = 413
     code = "request_too_large"
-
-
-class EngineError(BraidError):
-    """A `Failed` event of the engine, as an error again: status, type and code are those of the event."""
-
-    def __init__(self, event: Failed) -> None:
-        super().__init__(event.message, param=event.param)
-        self.status = event.status
-        self.type = event.type
-        self.code = event.code
-        self.retry_after_s = event.retry_after_s
 
 
 class HttpError(BraidError):
@@ -101,12 +88,6 @@ def retry_after_s(error: BraidError) -> float:
     """Seconds after which to try again, at least a little."""
     estimate: float | None = getattr(error, "retry_after_s", None)
     return DEFAULT_RETRY_AFTER_S if estimate is None else max(estimate, 0.001)
-
-
-def failed_event(request_id: str, error: BraidError) -> Failed:
-    """Flatten an error into the last event of a request."""
-    estimate: float | None = getattr(error, "retry_after_s", None)
-    return Failed(request_id, error.message, error.status, error.type, error.code, error.param, estimate)
 
 
 def from_router(error: HTTPException, *, method: str, path: str) -> HttpError:

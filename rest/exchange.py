@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from starlette.types import Receive
 
 from braid.errors import RequestCancelled
+from braid.llm_core.engine.failure import RequestFailed
 from braid.llm_core.engine.handle import EngineHandle
 from braid.llm_core.engine.messages import Encoded, Event, Failed, Finished, GenerateRequest, Started, Stats
-from braid.rest.errors import EngineError
 
 LAST_EVENTS = (Finished, Encoded, Failed, Stats)
 """Exactly one of these ends a request."""
@@ -94,7 +94,7 @@ class Exchange:
         """Wait until every request was admitted; returns the events so far, which may already hold text.
 
         Raises:
-            EngineError: one was refused.
+            RequestFailed: one was refused.
             RequestCancelled: the client left.
         """
         events: list[Event] = []
@@ -103,7 +103,7 @@ class Exchange:
             batch = await self.next_batch()
             for event in batch:
                 if isinstance(event, Failed):
-                    raise EngineError(event)
+                    raise RequestFailed(event)
                 if isinstance(event, Started):
                     waiting.discard(event.request_id)
             events += batch

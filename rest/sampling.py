@@ -15,18 +15,21 @@ from braid.llm_core.engine.messages import SamplingParams
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-MAX_COMPLETIONS = 128
 MAX_TOP_LOGPROBS = 20
 
-RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "n": (1, MAX_COMPLETIONS),
+NUMBERS: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
 }
 """Inclusive on both sides."""
+
+POSITIVE_NUMBERS: dict[str, float] = {"top_p": 1, "repetition_penalty": 10}
+"""Greater than 0, and at most this."""
+
+INTEGERS: dict[str, tuple[int, int]] = {"n": (1, 128), "top_k": (-1, 2**31 - 1), "min_tokens": (0, 2**31 - 1)}
+"""Inclusive on both sides; a `top_k` of -1 is how other servers say "all"."""
 
 PRIORITIES = ("interactive", "standard", "batch")
 """The names of `RequestClass`, in its order."""
@@ -62,7 +65,7 @@ def sampling_params(fields: SamplingFields, *, max_tokens: int | None, logprobs:
     """
     _check_ranges(fields)
     given = {name: getattr(fields, name) for name in _PLAIN if getattr(fields, name) is not None}
-    if given.get("top_k") == -1:  # how other servers say "all"
+    if given.get("top_k") == -1:
         given["top_k"] = 0
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
     if "" in stop:
@@ -103,17 +106,27 @@ _PLAIN = (
 
 
 def _check_ranges(fields: SamplingFields) -> None:
-    for name, (low, high) in RANGES.items():
+    for name, (low, high) in NUMBERS.items():
+        _check_number(name, getattr(fields, name), low, high)
+    for name, high in POSITIVE_NUMBERS.items():
         value = getattr(fields, name)
-        if value is not None and not low <= value <= high:
-            raise InvalidRequest(f"{name}={value} must be between {low:g} and {high:g}", param=name)
+        if value is not None and not 0 < value <= high:
+            raise InvalidRequest(f"{name}={value!r} must be a number greater than 0 and at most {high}", param=name)
+    for name, (first, last) in INTEGERS.items():
+        count = getattr(fields, name)
+        if count is not None and not first <= count <= last:
+            raise InvalidRequest(f"{name}={count!r} must be an integer from {first} to {last}", param=name)
     for token_id, bias in (fields.logit_bias or {}).items():
-        if not -100 <= bias <= 100:
-            message = f"logit_bias of token {token_id} is {bias}; it must be between -100 and 100"
-            raise InvalidRequest(message, param="logit_bias")
         check_token_id(token_id, param="logit_bias")
+        _check_number(f"logit_bias.{token_id}", bias, -100, 100, param="logit_bias")
     for token_id in fields.stop_token_ids or ():
         check_token_id(token_id, param="stop_token_ids")
+
+
+def _check_number(name: str, value: float | None, low: float, high: float, *, param: str | None = None) -> None:
+    if value is not None and not low <= value <= high:
+        message = f"{name}={value!r} must be a number at least {low} and at most {high}"
+        raise InvalidRequest(message, param=param or name)
 
 
 def check_token_id(token_id: int, *, param: str) -> None:

@@ -13,9 +13,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from braid.errors import BraidError, RequestCancelled
+from braid.llm_core.engine.failure import RequestFailed
 from braid.llm_core.engine.handle import EngineHandle
 from braid.llm_core.engine.messages import Event, Failed, GenerateRequest
-from braid.rest.errors import EngineError, error_body
+from braid.rest.errors import error_body
 from braid.rest.exchange import Exchange
 
 DONE = b"data: [DONE]\n\n"
@@ -67,7 +68,7 @@ async def _collect(exchange: Exchange, events: list[Event], form: Format) -> byt
     while True:
         for event in events:
             if isinstance(event, Failed):
-                raise EngineError(event)
+                raise RequestFailed(event)
             form.collect(event)
         if exchange.is_done:
             return form.body()
@@ -104,7 +105,7 @@ class EventStream(Response):
             chunks: list[bytes] = []
             for event in self._events:
                 if isinstance(event, Failed):
-                    error = EngineError(event)
+                    error = RequestFailed(event)
                     break
                 chunks += self._form.chunks(event)
             is_done = error is None and self._exchange.is_done

@@ -1,0 +1,193 @@
+"""The engine's side of the socket: an in-process engine, driven by frames of requests, answering in frames of events.
+
+One thread reads, one writes; the engine has its own. The process ends when the socket does: a parent that was killed
+leaves no engine behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from braid.errors import BraidError
+from braid.llm_core.engine.failure import failed
+from braid.llm_core.engine.handle import EngineHandle
+from braid.llm_core.engine.messages import CancelRequest, Event, Message, ShutdownRequest
+from braid.rest.frames import FrameReader, ProtocolError, frame
+
+logger = logging.getLogger("braid.engine")
+
+TOKEN_VARIABLE = "BRAID_ENGINE_TOKEN"
+"""Environment, not arguments: other users can read a process's arguments."""
+
+MAX_WAITING_EVENTS = 200_000
+"""Events that the parent has not read. It always reads; if it does not, it hangs, and memory must not fill."""
+
+MAX_WAITING_REQUESTS = 1024
+"""Read and not yet taken by the engine; beyond them the socket fills, and then the parent refuses."""
+
+MAX_EVENTS_PER_FRAME = 512
+READ_BYTES = 1 << 18
+CLOSE_GRACE_S = 5.0
+EXIT_CANNOT_LOAD = 3
+PR_SET_PDEATHSIG = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `child_process.start_child` appends to the command of a child."""
+    parser.add_argument("--socket", required=True, help="fd:N, or tcp:PORT with a token in the environment")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
+    parser.add_argument("--generation", type=int, required=True, help="how many engines there were, this one included")
+
+
+def run_child(arguments: argparse.Namespace, build: Callable[[], EngineHandle]) -> int:
+    """Be an engine process until the parent is gone or says stop; returns the exit code.
+
+    A `BraidError` of `build` is told to the parent: trying again would not help.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole terminal or service; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(arguments.parent)
+    link = ChildLink(connect(arguments.socket))
+    link.start_reading()
+    try:
+        engine = build()
+    except BraidError as error:
+        link.send([failed("", error)])
+        return EXIT_CANNOT_LOAD
+    link.send([msgspec.structs.replace(engine.ready, generation=arguments.generation)])
+    link.serve(engine)
+    _exit_even_if_stuck()
+    engine.close()
+    return 0
+
+
+class ChildLink:
+    """The connection to the parent: a reading thread, and `serve` on the caller's."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(list[Message]).decode
+        self._requests: queue.Queue[Message | None] = queue.Queue(MAX_WAITING_REQUESTS)
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._is_serving = False
+
+    def start_reading(self) -> None:
+        """Notice the parent's end from now on, even while a model loads."""
+        threading.Thread(target=self._read, name="braid-link-reader", daemon=True).start()
+
+    def serve(self, engine: EngineHandle) -> None:
+        """Pass requests to the engine and events to the parent, until either end stops."""
+        self._is_serving = True
+        threading.Thread(target=self._submit_all, args=(engine,), name="braid-link-intake", daemon=True).start()
+        while (events := self._waiting_events()) is not None:
+            try:
+                self.send(events)
+            except OSError:
+                return  # the parent is gone; the reader sees it too
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Write events in one frame; what cannot travel ends its own request only.
+
+        Raises:
+            OSError: the parent is gone.
+        """
+        try:
+            data = frame(self._encode(events))
+        except (ProtocolError, TypeError) as error:  # above the limit; a tensor
+            if len(events) > 1:
+                for event in events:
+                    self.send([event])
+                return
+            request_id: str = getattr(events[0], "request_id", "")
+            logger.error("an event of request %s cannot be sent: %s", request_id, error)
+            data = frame(self._encode([failed(request_id, BraidError("the result is too large to send"))]))
+        self._socket.sendall(data)
+
+    def _waiting_events(self) -> list[Event] | None:
+        """The events that wait, at least one; None at the end."""
+        if self._events.qsize() > MAX_WAITING_EVENTS:
+            logger.error("the parent has left %d events unread: giving up", self._events.qsize())
+            return None
+        events: list[Event] = []
+        while not events or (len(events) < MAX_EVENTS_PER_FRAME and not self._events.empty()):
+            event = self._events.get()
+            if event is None:
+                return None
+            events.append(event)
+        return events
+
+    def _read(self) -> None:
+        frames = FrameReader()
+        try:
+            while data := self._socket.recv(READ_BYTES):
+                for payload in frames.feed(data):
+                    for message in self._decode(payload):
+                        self._requests.put(message)
+        except (ProtocolError, msgspec.MsgspecError) as error:
+            logger.error("the parent sent what cannot be read: %s", error)
+        except OSError as error:
+            logger.info("the connection to the parent broke: %s", error)
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._is_serving:  # still loading, which may take long and cannot be interrupted
+            os._exit(0)
+        _exit_even_if_stuck()
+        self._requests.put(None)
+        self._events.put(None)
+
+    def _submit_all(self, engine: EngineHandle) -> None:
+        while (message := self._requests.get()) is not None:
+            if isinstance(message, ShutdownRequest):
+                self._events.put(None)
+                return
+            self._submit(engine, message)
+
+    def _submit(self, engine: EngineHandle, message: Message) -> None:
+        assert not isinstance(message, ShutdownRequest)
+        if isinstance(message, CancelRequest):
+            engine.cancel(message.id, message.reason)
+            return
+        try:
+            engine.submit(message, self._events.put)
+        except Exception:  # one request must not end the process and with it all others
+            logger.exception("request %s could not be submitted", message.id)
+            self._events.put(failed(message.id, BraidError("the engine could not take this request")))
+
+
+def connect(address: str) -> socket.socket:
+    """The socket to the parent: inherited (`fd:N`), or on the loopback with the token as proof (`tcp:PORT`)."""
+    kind, _, number = address.partition(":")
+    if kind == "fd":
+        return socket.socket(fileno=int(number))
+    sock = socket.create_connection(("127.0.0.1", int(number)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.sendall(bytes.fromhex(os.environ[TOKEN_VARIABLE]))
+    return sock
+
+
+def die_with_parent(parent: int) -> None:
+    """On Linux, have the kernel end this process with its parent; elsewhere the end of the socket does."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(0)
+
+
+def _exit_even_if_stuck() -> None:
+    timer = threading.Timer(CLOSE_GRACE_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,234 @@
+"""`braid serve`: HTTP in this process, the engine in a child.
+
+The child is spawned before anything slow is imported here, so that both start side by side; HTTP answers `/health` at
+once and `/ready` tells when there is an engine. `python -m braid.server --engine-child` is the child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from braid.config import BraidConfig
+from braid.errors import BraidError
+from braid.llm_core.engine.messages import EngineReady
+from braid.rest.child_process import ChildProcess, start_child
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from braid.llm_core.engine.handle import EngineHandle
+    from braid.rest.supervisor import Supervisor
+
+logger = logging.getLogger("braid.server")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CANCELLED_END_S = 3.0
+"""Time for cancelled requests to tell their clients, before connections are cut."""
+
+
+class CannotListen(BraidError):
+    """The address cannot be served; the message says why and what would work."""
+
+    code = "cannot_listen"
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where HTTP listens, and how it stops.
+
+    Raises:
+        CannotListen: an address that other machines reach, without `allow_remote`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    allow_remote: bool = False
+    """Nobody is asked for a key yet: everybody who reaches the port may use the server."""
+    stop_grace_s: float = 10.0
+    """Requests that run when a stop is asked for may take this long; then they are cancelled."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise CannotListen(f"port={self.port} must be between 0 and 65535", param="port")
+        if not self.allow_remote and not is_loopback(self.host):
+            message = f"host={self.host!r} can be reached by other machines, and nobody is asked for a key"
+            raise CannotListen(f"{message}; use 127.0.0.1, or say --allow-remote", param="host")
+
+
+def serve(config: BraidConfig, listen: Listen | None = None, *, engine_command: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the process's exit code.
+
+    Args:
+        engine_command: what to spawn instead of this module's child.
+
+    Raises:
+        CannotListen: the port is in use, or there is no such address.
+        BraidError: the engine cannot load the model.
+    """
+    listen = listen or Listen()
+    started = time.monotonic()
+    command = engine_command or child_command(config)
+    with bind(listen) as sock:
+        children = Children(command, first=start_child(command, 1))
+        with _runner() as runner:
+            runner.run(_serve(config, listen, sock, children, started))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """How engines are spawned, and the one that already is."""
+
+    command: Sequence[str]
+    first: ChildProcess
+
+    def start(self, generation: int) -> ChildProcess:
+        """Spawn one more."""
+        return start_child(self.command, generation)
+
+
+def child_command(config: BraidConfig) -> list[str]:
+    """How to spawn an engine. `-P`: the working directory is not searched for modules."""
+    settings = msgspec.json.encode(config).decode()
+    return [sys.executable, "-P", "-m", "braid.server", "--engine-child", "--config", settings]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or all addresses of a name, are this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CannotListen(f"host={host!r} is no address of this machine: {error}", param="host") from None
+    return all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
+
+
+def bind(listen: Listen) -> socket.socket:
+    """A listening socket; clients may connect from now on and wait.
+
+    Raises:
+        CannotListen: the port is taken, or not ours to take.
+    """
+    try:
+        family = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((listen.host, listen.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}"
+        raise CannotListen(f"{reason}; choose another with --port", param="port") from None
+
+
+def _runner() -> asyncio.Runner:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+async def _serve(
+    config: BraidConfig, listen: Listen, sock: socket.socket, children: Children, started: float
+) -> None:
+    from braid.rest.app import create_app
+    from braid.rest.supervisor import Supervisor
+
+    url = _url(listen.host, sock.getsockname()[1])
+    greet = _greeting(url, started)
+    supervisor = Supervisor(children.start, name=config.model, first=children.first, on_ready=greet)
+    server = _http_server(create_app(supervisor), listen, supervisor)
+    supervising = asyncio.create_task(supervisor.run())
+    supervising.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        supervisor.close()
+        await supervising
+
+
+def _http_server(app: Callable[..., object], listen: Listen, supervisor: Supervisor) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Stops in two steps: requests may end by themselves, then they are cancelled and told so."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Without uvicorn's re-raise: a stop that was asked for is no failure."""
+            before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Called by `serve` after a signal."""
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(listen.stop_grace_s, supervisor.cancel_all, "the server is stopping")
+            try:
+                await super().shutdown(sockets)
+            finally:
+                timer.cancel()
+
+    timeout_s = int(listen.stop_grace_s + CANCELLED_END_S)
+    return Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=timeout_s)
+    )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _greeting(url: str, started: float) -> Callable[[EngineReady], None]:
+    def greet(ready: EngineReady) -> None:
+        if ready.generation > 1:
+            logger.warning("engine %d is ready", ready.generation)
+            return
+        model = ready.models[0]["id"]
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        body = msgspec.json.encode({"model": model, "messages": messages}).decode()
+        print(f"Braid is ready at {url} after {time.monotonic() - started:.1f} s with {model}. Try:")
+        print(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
+
+    return greet
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The engine child's entry."""
+    from braid.rest.child import add_arguments, run_child
+
+    parser = argparse.ArgumentParser(prog="python -m braid.server", description="The engine child of `braid serve`.")
+    parser.add_argument("--engine-child", action="store_true", required=True)
+    parser.add_argument("--config", required=True, help="a BraidConfig as JSON")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    config = msgspec.json.decode(arguments.config, type=BraidConfig)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+    def build() -> EngineHandle:
+        from braid.factory import build_engine
+
+        return build_engine(config)
+
+    return run_child(arguments, build)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
