@@ -9,10 +9,9 @@ from typing import Any
 
 from braid.config import BraidConfig
 from braid.errors import CannotFit
-from braid.kernels.ops import Ops
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import StepLimits
-from braid.llm_core.engine.engine import Engine, OpenTrace
+from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.handle import EngineHandle
 from braid.llm_core.engine.intake import Intake
 from braid.llm_core.engine.messages import EngineReady
@@ -30,6 +29,8 @@ from braid.llm_core.models.model import LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.llm_core.sequence_memory import SequenceMemory
+from braid.tracing.recent_spans import RecentSpans
+from braid.tracing.request_spans import RequestTracing
 
 SLAB_BYTES = 16 << 20
 CPU_STEP_LIMITS = StepLimits(max_step_ms=60.0, idle_step_ms=250.0)
@@ -38,7 +39,7 @@ LANGUAGE_COST_PRIOR = (1.0, 1.0, 0.5, 1e-5)
 """Milliseconds of (a step, a decode token, a prefill token, a key attended to) before anything was measured."""
 
 
-def build_engine(config: BraidConfig, *, open_trace: OpenTrace | None = None) -> Engine:
+def build_engine(config: BraidConfig) -> Engine:
     """Load the model and start an engine on a thread of this process.
 
     Raises:
@@ -59,10 +60,11 @@ def build_engine(config: BraidConfig, *, open_trace: OpenTrace | None = None) ->
         memory=SequenceMemory(
             pages, prefix_cache, max_sequences=limits.max_sequences, max_tokens=model.config.context_length
         ),
-        sampler=Sampler(Ops(model.device, backend.kernels or "auto").sample),
+        sampler=Sampler(),
         cost=CostModel({LanguageWorkload.name: LANGUAGE_COST_PRIOR}),
         limits=limits,
     )
+    tracing = RequestTracing(RecentSpans())
     step_limits = CPU_STEP_LIMITS if model.device == "cpu" else GPU_STEP_LIMITS
     scheduler = Scheduler([workload], limits=step_limits, max_waiting_requests=config.max_waiting_requests)
     return Engine(
@@ -71,7 +73,7 @@ def build_engine(config: BraidConfig, *, open_trace: OpenTrace | None = None) ->
         intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages, arena),
         stats=_stats(scheduler, workload, arena, pages, prefix_cache),
         release=model.close,
-        open_trace=open_trace,
+        open_trace=tracing.open,
     )
 
 

@@ -23,14 +23,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-from llama_cpp import LlamaCpp, Rates, find_or_build
 
+from braid.benchmarks import machine
+from braid.benchmarks.llama_cpp import LlamaCpp, Rates, find_or_build
 from braid.config import BraidConfig
 from braid.factory import build_engine
 from braid.llm_core.engine.engine import Engine
-from braid.llm_core.engine.messages import Event, Failed, Finished, GenerateRequest, SamplingParams, StatsRequest, TextDelta
+from braid.llm_core.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    GenerateRequest,
+    SamplingParams,
+    StatsRequest,
+    TextDelta,
+)
 from braid.llm_core.loading.checkpoint import open_checkpoint
 
 

@@ -1,0 +1,122 @@
+"""Drives the language workload through any order of steps, without a scheduler, and records the bits of every logit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from braid.llm_core.batching import BatchLimits
+from braid.llm_core.core import Request
+from braid.llm_core.decode import GenerateParams
+from braid.llm_core.engine.messages import SamplingParams, TextDelta
+from braid.llm_core.engine.sampling import SampledToken, Sampler, SamplingState
+from braid.llm_core.language_workload import LanguageWorkload
+from braid.llm_core.memory.arena import Arena
+from braid.llm_core.memory.kv_pages import KVPages
+from braid.llm_core.memory.prefix_cache import PrefixCache
+from braid.llm_core.models.model import LanguageModel
+from braid.llm_core.scheduler.cost import CostModel
+from braid.llm_core.sequence_memory import SequenceMemory
+from braid.llm_core.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request of a trace."""
+
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    temperature: float
+
+
+@dataclass
+class Output:
+    """What one request got: its tokens and a digest of the logits of each."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logits: list[str] = field(default_factory=list)
+
+
+class RecordingSampler(Sampler):
+    """A sampler that keeps a digest of every row of logits it saw, by sampling state."""
+
+    def __init__(self, kernel: Any = None) -> None:
+        super().__init__(kernel)
+        self.digests: dict[int, list[str]] = {}
+
+    def sample(self, logits: Any, states: Sequence[SamplingState]) -> list[SampledToken]:
+        rows = np.ascontiguousarray(logits.numpy() if isinstance(logits, Tensor) else logits)
+        for row, state in zip(rows, states, strict=True):
+            digest = hashlib.blake2b(row.tobytes(), digest_size=12).hexdigest()
+            self.digests.setdefault(id(state), []).append(digest)
+        return super().sample(logits, states)
+
+
+class Rig:
+    """A language workload over `num_pages` pages, with a cost of one millisecond a token."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, num_pages: int, max_sequences: int = 24) -> None:
+        self.arena = Arena(num_pages * model.page_bytes)
+        self.pages = KVPages(
+            self.arena, page_bytes=model.page_bytes, page_tokens=model.page_tokens, slab_bytes=8 * model.page_bytes
+        )
+        self.prefix_cache = PrefixCache(self.pages, page_tokens=model.page_tokens)
+        self.sampler = RecordingSampler()
+        self.outputs: dict[str, Output] = {}
+        self.open: set[str] = set()
+        self._states: list[Any] = []
+        self.workload = LanguageWorkload(
+            model,
+            tokenizer,
+            memory=SequenceMemory(self.pages, self.prefix_cache, max_sequences=max_sequences, max_tokens=2048),
+            sampler=self.sampler,
+            cost=CostModel({LanguageWorkload.name: (0.01, 1.0, 1.0, 0.0)}),
+            limits=BatchLimits(max_sequences=max_sequences, max_step_tokens=512, min_chunk_tokens=1),
+        )
+
+    def submit(self, name: str, prompt: Prompt, *, use_prefix_cache: bool) -> None:
+        output = self.outputs[name] = Output()
+
+        def sink(event: Any) -> None:
+            if isinstance(event, TextDelta):
+                output.token_ids.extend(event.token_ids)
+            elif type(event).__name__ in ("Finished", "Failed"):
+                self.open.discard(name)
+                assert type(event).__name__ == "Finished", event
+
+        sampling = SamplingParams(temperature=prompt.temperature, max_tokens=prompt.max_tokens, ignore_eos=True)
+        params = GenerateParams(prompt.token_ids, sampling, prompt.seed, prompt.max_tokens, use_prefix_cache)
+        request = Request(name, params, sink)
+        self.open.add(name)
+        self.workload.admit(request, 0.0)
+        state = self.workload._jobs[name].tasks[0].sampling
+        self._states.append(state)  # keeps its id from being reused
+        self.sampler.digests[id(state)] = output.logits
+
+    def step(self, rng: Random) -> None:
+        """One step for a random selection of the requests in a random order, within a random budget."""
+        self.workload._stalled_until = 0.0
+        offers = list(self.workload.offers(0.0))
+        rng.shuffle(offers)
+        count = rng.randint(1, len(offers))
+        self.workload.run(offers[:count], budget_ms=rng.choice([1.0, 3.0, 17.0, 40.0, 400.0]))
+
+    def run(self, rng: Random, arrivals: Sequence[tuple[str, Prompt, bool]]) -> None:
+        """Submit in order at random times and step until all have ended."""
+        waiting = list(arrivals)
+        for _ in range(100_000):
+            if waiting and (not self.open or rng.random() < 0.3):
+                name, prompt, use_prefix_cache = waiting.pop(0)
+                self.submit(name, prompt, use_prefix_cache=use_prefix_cache)
+            elif self.open:
+                self.step(rng)
+            else:
+                return
+        raise AssertionError(f"no end in sight for {sorted(self.open)}")
