@@ -198,7 +198,7 @@ class Scheduler:
         return True
 
     def _open_inbox(self) -> None:
-        for _ in range(len(self._inbox)):
+        while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, Cancellation):
                 ticket = self._live.get(item.request_id)
