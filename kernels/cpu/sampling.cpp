@@ -4,8 +4,8 @@
 // largest logit, so the k likeliest tokens are found by looking into little more than k chunks, and only they are
 // sorted. Without top-k, a second pass turns logits into weights exp((z - max) / T) and adds them up; if the 64
 // likeliest tokens do not hold the answer (a flat distribution), `crossing` narrows the range of logits that does,
-// eight-fold a pass, until few enough are left to sort. Vectors are 16 lanes wide on every machine, and lanes are added
-// in one order, so a row's result depends on the row alone.
+// eight-fold a pass, until few enough are left to sort. Lanes are added in one order, so a row's result depends on the
+// row alone.
 
 #include "sampling.h"
 
@@ -19,18 +19,23 @@
 #include <immintrin.h>
 #endif
 
-// 64-byte vectors pass between functions that are always inlined, so no calling convention is at stake.
+// Vectors pass between functions that are always inlined, so no calling convention is at stake.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace braid {
 namespace {
 
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef float Floats8 __attribute__((vector_size(32)));
+// As wide as the machine's registers: wider vectors are split by the compiler, with much loss.
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef float Floats4 __attribute__((vector_size(16)));
 
-constexpr int kLanes = 16;
 constexpr int kChunk = 64;        // logits per chunk maximum
 constexpr int kFewTokens = 64;    // how many of the likeliest are tried before narrowing
 constexpr int kSortable = 256;    // a range with so few tokens is sorted
@@ -46,13 +51,16 @@ BRAID_INLINE Floats load(const float* p) { return *reinterpret_cast<const Floats
 BRAID_INLINE void store(float* p, Floats x) { *reinterpret_cast<Floats*>(p) = x; }
 BRAID_INLINE Floats fill(float x) { return Floats{} + x; }
 
+BRAID_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
 BRAID_INLINE float largest_lane(Floats x) {
-  Floats8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
-  Floats8 b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  a = a > b ? a : b;
-  Floats4 c = __builtin_shufflevector(a, a, 0, 1, 2, 3), d = __builtin_shufflevector(a, a, 4, 5, 6, 7);
-  c = c > d ? c : d;
-  return std::max(std::max(c[0], c[1]), std::max(c[2], c[3]));
+  Floats4 quarters[kLanes / 4];
+  std::memcpy(quarters, &x, sizeof x);
+  for (int i = kLanes / 8; i > 0; i /= 2) {
+    for (int j = 0; j < i; ++j) quarters[j] = quarters[j] > quarters[i + j] ? quarters[j] : quarters[i + j];
+  }
+  const Floats4 four = quarters[0];
+  return std::max(std::max(four[0], four[1]), std::max(four[2], four[3]));
 }
 
 BRAID_INLINE double sum_lanes(Floats x) {
@@ -162,10 +170,14 @@ Row scan(const float* z, int32_t vocab_size, const Workspace& space) {
   Row row{z, padded_size(vocab_size), vocab_size, -kInfinity, false};
   Ints is_nan{};
   for (int32_t start = 0; start < row.size; start += kChunk) {
-    const Floats a = load(z + start), b = load(z + start + 16), c = load(z + start + 32), d = load(z + start + 48);
-    is_nan |= (a != a) | (b != b) | (c != c) | (d != d);
-    const Floats ab = a > b ? a : b, cd = c > d ? c : d;
-    const float chunk_largest = largest_lane(ab > cd ? ab : cd);
+    Floats chunk = fill(-kInfinity);
+#pragma GCC unroll 8
+    for (int i = 0; i < kChunk; i += kLanes) {
+      const Floats x = load(z + start + i);
+      is_nan |= x != x;
+      chunk = larger(chunk, x);
+    }
+    const float chunk_largest = largest_lane(chunk);
     space.maxima[start / kChunk] = chunk_largest;
     row.largest = std::max(row.largest, chunk_largest);
   }

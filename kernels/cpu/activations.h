@@ -1,0 +1,83 @@
+// Tokens' activations, quantised per group of 32, in the order in which the linear kernels read them.
+#pragma once
+#include <algorithm>
+#include <cstring>
+
+#include "vec.h"
+#include "weights.h"
+
+namespace braid {
+
+constexpr int kTile = 8;          // tokens that one pass over a weight panel serves
+constexpr int kCodesBytes = 64;   // a token's codes of one group, see store_codes
+constexpr int kScalesFloats = 4;  // scale, scale * sum(q), 8 * sum(q), 128 * sum(q); the last two are int32
+
+// Tiles of 8 tokens (the last may be smaller, of T tokens), one after the other:
+//     codes:  [group][T][64 bytes]         scales: [group][4][T]
+struct Activations {
+    uint8_t* codes = nullptr;
+    float* scales = nullptr;
+    int num_tokens = 0;
+    int groups = 0;
+
+    static size_t codes_bytes(size_t tokens, size_t groups) { return tokens * groups * kCodesBytes; }
+    static size_t scales_bytes(size_t tokens, size_t groups) { return tokens * groups * kScalesFloats * sizeof(float); }
+
+    int num_tiles() const { return (num_tokens + kTile - 1) / kTile; }
+    int tile_size(int tile) const { return std::min(kTile, num_tokens - tile * kTile); }
+    uint8_t* tile_codes(int tile) const { return codes + codes_bytes(size_t(tile) * kTile, groups); }
+    float* tile_scales(int tile) const { return scales + size_t(tile) * kTile * groups * kScalesFloats; }
+};
+
+// Quantises columns 32 * group .. of a token: q = round(x / scale), with |q| at most 127 * 256 (exact) or 127 (fast).
+template <bool Exact>
+inline void quantize_group(const Activations& to, int token, int group, Floats x0, Floats x1) {
+    constexpr float kLargest = Exact ? 127.0f * 256.0f : 127.0f;
+    constexpr float kTooSmall = 1e-30f;  // its reciprocal would overflow
+    const float largest = max_lanes(max(abs(x0), abs(x1)));
+    const float scale = largest / kLargest;
+    const float inverse = largest > kTooSmall ? kLargest / largest : 0.0f;
+    const Ints q0 = round_to_int(x0 * splat(inverse)), q1 = round_to_int(x1 * splat(inverse));
+    const int32_t sum = sum_lanes(q0 + q1);
+    const int tile = token / kTile, size = to.tile_size(tile);
+    store_codes<Exact>(to.tile_codes(tile) + (group * size + token % kTile) * kCodesBytes, q0, q1);
+    float* scales = to.tile_scales(tile) + group * kScalesFloats * size + token % kTile;
+    scales[0] = scale;
+    scales[size] = scale * static_cast<float>(sum);
+    const int32_t sums[2] = {8 * sum, 128 * sum};
+    std::memcpy(scales + 2 * size, &sums[0], 4);
+    std::memcpy(scales + 3 * size, &sums[1], 4);
+}
+
+// Quantises one token's `values` (32 * groups of them).
+template <bool Exact>
+inline void quantize_row(const Activations& to, int token, const float* values) {
+    for (int g = 0; g < to.groups; g++)
+        quantize_group<Exact>(to, token, g, load(values + g * kGroup), load(values + g * kGroup + kLanes));
+}
+
+// 1 / sqrt(mean(x^2) + eps); `size` is a multiple of 16.
+inline float rms_scale(const float* x, int size, float eps) {
+    Floats sum = zeros();
+    for (int i = 0; i < size; i += kLanes) sum = fma(load(x + i), load(x + i), sum);
+    return 1.0f / __builtin_sqrtf(sum_lanes(sum) / static_cast<float>(size) + eps);
+}
+
+// RMS norm of one token's `x` and quantisation, in one pass after the sum.
+template <bool Exact>
+inline void norm_quantize_row(const Activations& to, int token, const float* x, const float* weight, float eps) {
+    const Floats scale = splat(rms_scale(x, to.groups * kGroup, eps));
+    for (int g = 0; g < to.groups; g++) {
+        const float* xs = x + g * kGroup;
+        const float* ws = weight + g * kGroup;
+        quantize_group<Exact>(to, token, g, load(xs) * scale * load(ws),
+                              load(xs + kLanes) * scale * load(ws + kLanes));
+    }
+}
+
+inline void norm_row(float* out, const float* x, const float* weight, int size, float eps) {
+    const Floats scale = splat(rms_scale(x, size, eps));
+    for (int i = 0; i < size; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
+}
+
+}  // namespace braid

@@ -1,0 +1,174 @@
+#include "attention.h"
+
+#include <algorithm>
+
+namespace braid {
+namespace {
+
+constexpr int kBlocks = kChunkTokens / kPageTokens;
+
+// The pages of a chunk that some query of the tile sees: blocks begin .. end - 1.
+struct Span {
+    int begin, end;
+};
+
+Span visible_blocks(const QueryTile& tile, int chunk) {
+    const int first = *std::min_element(tile.first, tile.first + tile.size);
+    const int last = *std::max_element(tile.last, tile.last + tile.size);
+    const int start = chunk * kChunkTokens;
+    return {std::max(0, (first - start) / kPageTokens), std::min(kBlocks, (last - start) / kPageTokens + 1)};
+}
+
+
+// scores[r][16 * b ..] of B blocks at once; each score adds up its products in the order of the head's dimensions.
+template <int R, int B>
+void score_blocks(const float* queries, const uint16_t* const* keys, int head_dim, int block, float* scores) {
+    Floats sum[R][B];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) sum[r][b] = zeros();
+    }
+    for (int d = 0; d < head_dim; d++, queries += R) {
+        Floats key[B];
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) key[b] = load_half(keys[b] + d * kPageTokens);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+            for (int b = 0; b < B; b++) sum[r][b] = fma(splat(queries[r]), key[b], sum[r][b]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) store(scores + r * kChunkTokens + (block + b) * kPageTokens, sum[r][b]);
+    }
+}
+
+template <int R>
+void score_chunk(const QueryTile& tile, const KeyValues& cache, int chunk, Span span, float* scores) {
+    constexpr int B = R <= 3 ? 4 : 2;
+    int block = span.begin;
+    const uint16_t* keys[B];
+    for (; block + B <= span.end; block += B) {
+        for (int b = 0; b < B; b++) keys[b] = cache.keys(chunk * kBlocks + block + b);
+        score_blocks<R, B>(tile.values, keys, cache.head_dim, block, scores);
+    }
+    for (; block < span.end; block++) {
+        keys[0] = cache.keys(chunk * kBlocks + block);
+        score_blocks<R, 1>(tile.values, keys, cache.head_dim, block, scores);
+    }
+}
+
+// Turns one query's scores into exponentials, 0 where it does not see the key.
+void exponentiate(float* scores, int start, Span span, int first, int last, Partial* partial) {
+    const Floats hidden = splat(kMinusInfinity);
+    Floats largest = hidden;
+    for (int b = span.begin; b < span.end; b++) {
+        const Floats position = splat(static_cast<float>(start + b * kPageTokens)) + iota();
+        Floats score = load(scores + b * kPageTokens);
+        score = where_le(position, splat(static_cast<float>(last)), score, hidden);
+        score = where_le(splat(static_cast<float>(first)), position, score, hidden);
+        store(scores + b * kPageTokens, score);
+        largest = max(largest, score);
+    }
+    partial->largest = max_lanes(largest);
+    const Floats shift = splat(std::max(partial->largest, -1e30f));  // finite where nothing is seen
+    Floats sum = zeros();
+    for (int b = span.begin; b < span.end; b++) {
+        const Floats weight = exp(load(scores + b * kPageTokens) - shift);
+        store(scores + b * kPageTokens, weight);
+        sum = sum + weight;
+    }
+    partial->sum = sum_lanes(sum);
+}
+
+// values[r][v ..] = sum over the chunk's keys, in order, of weight * value; V vectors of the head at once.
+template <int R, int V>
+void weigh_values(const float* weights, const uint16_t* const* values, Span span, int keys_in_last, int head_dim, int v,
+                  Partial* partials) {
+    Floats sum[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < V; i++) sum[r][i] = zeros();
+    }
+    for (int b = span.begin; b < span.end; b++) {
+        const uint16_t* value = values[b] + v * kLanes;
+        const float* weight = weights + b * kPageTokens;
+        const int keys = b == span.end - 1 ? keys_in_last : kPageTokens;
+        for (int j = 0; j < keys; j++, value += head_dim, weight++) {
+            Floats x[V];
+#pragma GCC unroll 4
+            for (int i = 0; i < V; i++) x[i] = load_half(value + i * kLanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const Floats w = splat(weight[r * kChunkTokens]);
+#pragma GCC unroll 4
+                for (int i = 0; i < V; i++) sum[r][i] = fma(w, x[i], sum[r][i]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < V; i++) store(partials[r].values + (v + i) * kLanes, sum[r][i]);
+    }
+}
+
+template <int R>
+void attend(const QueryTile& tile, const KeyValues& cache, int chunk, Partial* partials) {
+    const int start = chunk * kChunkTokens;
+    const Span span = visible_blocks(tile, chunk);
+    alignas(64) float scores[R * kChunkTokens];
+    const uint16_t* values[kBlocks];
+    for (int b = span.begin; b < span.end; b++) values[b] = cache.values(chunk * kBlocks + b);
+    score_chunk<R>(tile, cache, chunk, span, scores);
+    for (int r = 0; r < R; r++)
+        exponentiate(scores + r * kChunkTokens, start, span, tile.first[r], tile.last[r], &partials[r]);
+
+    // Slots after the last visible key have never been written: they may hold anything.
+    const int last = *std::max_element(tile.last, tile.last + R);
+    const int keys_in_last = std::min(kPageTokens, last - start - (span.end - 1) * kPageTokens + 1);
+    constexpr int V = R <= 4 ? 4 : 2;
+    const int vectors = cache.head_dim / kLanes;
+    int v = 0;
+    for (; v + V <= vectors; v += V)
+        weigh_values<R, V>(scores, values, span, keys_in_last, cache.head_dim, v, partials);
+    for (; v < vectors; v++) weigh_values<R, 1>(scores, values, span, keys_in_last, cache.head_dim, v, partials);
+}
+
+}  // namespace
+
+void attend_chunk(const QueryTile& tile, const KeyValues& cache, int chunk, Partial* partials) {
+    switch (tile.size) {
+        case 1: return attend<1>(tile, cache, chunk, partials);
+        case 2: return attend<2>(tile, cache, chunk, partials);
+        case 3: return attend<3>(tile, cache, chunk, partials);
+        case 4: return attend<4>(tile, cache, chunk, partials);
+        case 5: return attend<5>(tile, cache, chunk, partials);
+        case 6: return attend<6>(tile, cache, chunk, partials);
+        case 7: return attend<7>(tile, cache, chunk, partials);
+        default: return attend<8>(tile, cache, chunk, partials);
+    }
+}
+
+void merge(Partial* into, const Partial& partial, int head_dim) {
+    const float largest = std::max(into->largest, partial.largest);
+    if (largest == kMinusInfinity) return;
+    const float keep = exp(into->largest - largest), take = exp(partial.largest - largest);
+    into->largest = largest;
+    into->sum = __builtin_fmaf(into->sum, keep, partial.sum * take);
+    for (int d = 0; d < head_dim; d += kLanes) {
+        const Floats added = load(partial.values + d) * splat(take);
+        store(into->values + d, fma(load(into->values + d), splat(keep), added));
+    }
+}
+
+void finish(const Partial& partial, int head_dim, float* out) {
+    const Floats scale = splat(1.0f / partial.sum);
+    for (int d = 0; d < head_dim; d += kLanes) store(out + d, load(partial.values + d) * scale);
+}
+
+}  // namespace braid

@@ -1,0 +1,56 @@
+// Attention of a few queries over paged half-precision keys and values.
+//
+// A sequence's keys are cut at absolute positions into chunks of 128. Each chunk gives a partial result (largest score,
+// sum of exponentials, weighted values) that depends on the query and the chunk alone; partial results are merged in the
+// order of positions. So it makes no difference which thread did which chunk, or with which other queries.
+#pragma once
+#include "vec.h"
+
+namespace braid {
+
+constexpr int kPageTokens = 16;
+constexpr int kChunkTokens = 128;
+constexpr int kMaxHeadDim = 256;
+constexpr int kMaxQueries = 8;  // of one tile: query heads of one KV head, of one or more tokens
+
+// Where one KV head of one layer lies in the pages of one sequence: keys [head_dim][16], then values [16][head_dim].
+struct KeyValues {
+    const int32_t* block_table;
+    const int64_t* slabs;
+    int pages_per_slab;
+    size_t page_bytes;
+    size_t offset;  // of this layer and head in a page
+    int head_dim;
+
+    uint16_t* keys(int page) const {
+        const int id = block_table[page];
+        return reinterpret_cast<uint16_t*>(slabs[id / pages_per_slab] + (id % pages_per_slab) * page_bytes + offset);
+    }
+    uint16_t* values(int page) const { return keys(page) + head_dim * kPageTokens; }
+};
+
+// Queries that share keys; each sees positions first[r] .. last[r].
+struct QueryTile {
+    int size = 0;
+    int first[kMaxQueries];
+    int last[kMaxQueries];
+    alignas(64) float values[kMaxHeadDim * kMaxQueries];  // [head_dim][size], scaled
+};
+
+// Result of one chunk, or of several merged, for one query.
+struct Partial {
+    float largest;
+    float sum;
+    float* values;  // [head_dim]
+};
+
+// partials[r] for r < tile.size: the chunk's result. A query that sees nothing of the chunk gets largest = -inf, sum = 0.
+void attend_chunk(const QueryTile& tile, const KeyValues& cache, int chunk, Partial* partials);
+
+// into += partial. The first merge is into largest = -inf, sum = 0, values = 0.
+void merge(Partial* into, const Partial& partial, int head_dim);
+
+// out = values / sum.
+void finish(const Partial& partial, int head_dim, float* out);
+
+}  // namespace braid

@@ -1,0 +1,87 @@
+#include "linear.h"
+
+#include <array>
+#include <utility>
+
+namespace braid {
+namespace {
+
+constexpr size_t kPrefetchBytes = 2560;  // how far ahead of the codes: some 140 ns at the memory's pace
+
+template <class T>
+[[gnu::always_inline]] inline Floats load_scales(const uint8_t* header) {
+    if constexpr (T::kWide) return load(reinterpret_cast<const float*>(header));
+    return load_half(reinterpret_cast<const uint16_t*>(header));
+}
+
+template <class Layout>
+[[gnu::always_inline]] inline void prefetch_group(const uint8_t* codes) {
+    constexpr size_t bytes = Layout::kCodeBytes + Layout::kHeaderBytes;
+#pragma GCC unroll 16
+    for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(codes + kPrefetchBytes + line, _MM_HINT_T0);
+}
+
+// Per group g: y += d_g * (s_g * dot_g), then, where the format has minimums, y += m_g * (s_g * sum(q_g)).
+template <Format F, int T, bool Exact>
+void multiply_panel(const uint8_t* panel, int groups, const uint8_t* codes, const float* scales, float* out,
+                    int out_stride) {
+    using Layout = Traits<F>;
+    const uint8_t* header = panel;
+    const uint8_t* weights = panel + Layout::header_bytes(groups);
+    const uint8_t* ahead = panel;
+    Floats y[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) y[t] = zeros();
+    for (int g = 0; g < groups; g++) {
+        if constexpr (T <= 4) prefetch_group<Layout>(ahead);
+        Floats dots[T];
+        const int32_t* sums = reinterpret_cast<const int32_t*>(scales + (Layout::kOffset == 8 ? 2 : 3) * T);
+        dot_group<Layout::kBits, T, Exact, Layout::kOffset != 0>(weights, codes, sums, dots);
+        const Floats d = load_scales<Layout>(header);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) y[t] = fma(dots[t] * splat(scales[t]), d, y[t]);
+        if constexpr (Layout::kMinimum) {
+            const Floats m = load_scales<Layout>(header + Layout::kScaleBytes);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) y[t] = fma(m, splat(scales[T + t]), y[t]);
+        }
+        header += Layout::kHeaderBytes;
+        weights += Layout::kCodeBytes;
+        ahead += Layout::kHeaderBytes + Layout::kCodeBytes;
+        codes += T * kCodesBytes;
+        scales += T * kScalesFloats;
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) store(out + t * out_stride, y[t]);
+}
+
+template <Format F, bool Exact, int... Sizes>
+constexpr std::array<PanelKernel, kTile> by_size(std::integer_sequence<int, Sizes...>) {
+    return {multiply_panel<F, Sizes + 1, Exact>...};
+}
+
+template <Format F, bool Exact>
+PanelKernel kernel_of(int tile_size) {
+    static constexpr auto kernels = by_size<F, Exact>(std::make_integer_sequence<int, kTile>{});
+    return kernels[tile_size - 1];
+}
+
+template <Format F>
+PanelKernel kernel_of(int tile_size, bool exact) {
+    return exact ? kernel_of<F, true>(tile_size) : kernel_of<F, false>(tile_size);
+}
+
+}  // namespace
+
+PanelKernel panel_kernel(Format format, int tile_size, bool exact) {
+    switch (format) {
+        case Format::kNibbleOffset: return kernel_of<Format::kNibbleOffset>(tile_size, exact);
+        case Format::kNibbleMinimum: return kernel_of<Format::kNibbleMinimum>(tile_size, exact);
+        case Format::kByteOffset: return kernel_of<Format::kByteOffset>(tile_size, exact);
+        case Format::kNibbleWide: return kernel_of<Format::kNibbleWide>(tile_size, exact);
+        case Format::kByteWide: break;
+    }
+    return kernel_of<Format::kByteWide>(tile_size, exact);
+}
+
+}  // namespace braid

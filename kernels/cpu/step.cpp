@@ -1,0 +1,477 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "linear.h"
+#include "plan.h"
+#include "workspace.h"
+
+namespace braid {
+namespace {
+
+constexpr size_t kBlockBytes = 192 << 10;  // activations that stay in the L2 cache while weights pass by
+
+struct Range {
+    int begin, end;
+};
+
+template <bool Exact>
+class Step {
+public:
+    Step(Model* model, const BraidBatch& batch, const AttentionPlan& plan, const Workspace& workspace)
+        : model_(*model), config_(model->config), batch_(batch), plan_(plan), space_(workspace), pool_(*model->pool) {}
+
+    void run(int thread) {
+        embed(thread);
+        pool_.barrier();
+        copy_hidden(0, thread);
+        for (int layer = 0; layer < config_.num_layers; layer++) {
+            project_qkv(layer, thread);
+            pool_.barrier();
+            attend(layer, thread);
+            pool_.barrier();
+            project_output(layer, thread);
+            pool_.barrier();
+            gate_and_up(layer, thread);
+            pool_.barrier();
+            project_down(layer, thread);
+            pool_.barrier();
+            if (layer + 1 < config_.num_layers) copy_hidden(layer + 1, thread);
+        }
+        copy_final_hidden(thread);
+        project_logits(thread);
+    }
+
+private:
+    Range share(int count, int thread) const {
+        const int64_t threads = pool_.num_threads();
+        return {static_cast<int>(count * thread / threads), static_cast<int>(count * (thread + 1) / threads)};
+    }
+
+    // Makes `num_tokens` tokens' activations, each by make(to, token). One token every thread makes for itself: that
+    // takes less than a barrier. The result is ready for this thread to read.
+    template <class Make>
+    Activations prepare(const Activations& common, int thread, const Make& make) {
+        if (common.num_tokens == 1) {
+            Activations mine = space_.own[thread];
+            mine.groups = common.groups;
+            make(mine, 0);
+            return mine;
+        }
+        const Range tokens = share(common.num_tokens, thread);
+        for (int token = tokens.begin; token < tokens.end; token++) make(common, token);
+        pool_.barrier();
+        return common;
+    }
+
+    // Calls work(tile) for blocks of tiles that fit the cache, `units` of rows inside each block.
+    template <class Work>
+    void for_blocks(const Activations& x, Range units, const Work& work) {
+        const int tile_bytes = kTile * x.groups * (kCodesBytes + kScalesFloats * 4);
+        const int tiles_per_block = std::max(1, static_cast<int>(kBlockBytes / tile_bytes));
+        for (int block = 0; block < x.num_tiles(); block += tiles_per_block) {
+            const int end = std::min(x.num_tiles(), block + tiles_per_block);
+            for (int unit = units.begin; unit < units.end; unit++) {
+                for (int tile = block; tile < end; tile++) work(unit, tile);
+            }
+        }
+    }
+
+    void multiply(const Matrix& matrix, int panel, const Activations& x, int tile, float* out, int out_stride) {
+        panel_kernel(matrix.format, x.tile_size(tile), Exact)(matrix.panel(panel), x.groups, x.tile_codes(tile),
+                                                             x.tile_scales(tile), out, out_stride);
+    }
+
+    // Embeddings, and the rotation of each position (the same for all layers).
+    void embed(int thread) {
+        if (thread == 0) {
+            for (size_t i = 0; i < plan_.sizes.counters; i++) space_.counters[i] = 0;
+            for (int layer = 0; layer < config_.num_layers; layer++) space_.layer_turns[layer] = 0;
+        }
+        const int count = batch_.num_tokens;
+        const Range jobs = share(2 * count, thread);
+        for (int job = jobs.begin; job < jobs.end; job++) {
+            if (job < count)
+                embed_token(job);
+            else
+                rotate_position(job - count);
+        }
+    }
+
+    void embed_token(int token) {
+        float* hidden = hidden_row(token);
+        dequantize_row(model_.embedding, batch_.input_ids[token], hidden);
+        for (int i = 0; i < config_.hidden_size; i++) hidden[i] *= config_.embedding_scale;
+    }
+
+    void rotate_position(int token) {
+        float* out = rotation(token, false);
+        for (const std::vector<double>* frequencies : {&model_.frequencies, &model_.local_frequencies}) {
+            const size_t half = frequencies->size();
+            for (size_t i = 0; i < half; i++) {
+                const double angle = batch_.positions[token] * (*frequencies)[i];
+                out[i] = static_cast<float>(std::cos(angle));
+                out[half + i] = static_cast<float>(std::sin(angle));
+            }
+            out += 2 * half;
+        }
+    }
+
+    float* rotation(int token, bool local) const {
+        const int floats = config_.head_dim;
+        const int kinds = model_.local_frequencies.empty() ? 1 : 2;
+        return space_.rotation + size_t(token) * floats * kinds + (local && kinds == 2 ? floats : 0);
+    }
+
+    float* hidden_row(int token) const { return space_.hidden + size_t(token) * config_.hidden_size; }
+
+    // ---- attention ----
+
+    void project_qkv(int index, int thread) {
+        const Layer& layer = model_.layers[index];
+        const float* weight = layer[VectorPart::kInputNorm].data();
+        const Activations x = prepare(space_.normed, thread, [&](const Activations& to, int token) {
+            norm_quantize_row<Exact>(to, token, hidden_row(token), weight, config_.norm_eps);
+        });
+        const int heads = config_.num_heads + 2 * config_.num_kv_heads;
+        for_blocks(x, share(heads, thread), [&](int head, int tile) { project_head(index, head, x, tile); });
+    }
+
+    // One head of q, k or v for one tile: its rows, bias, norm and rotation, and then to where attention reads it.
+    void project_head(int index, int head, const Activations& x, int tile) {
+        const Layer& layer = model_.layers[index];
+        const int kind = head < config_.num_heads ? 0 : head < config_.num_heads + config_.num_kv_heads ? 1 : 2;
+        if (kind == 1) head -= config_.num_heads;
+        if (kind == 2) head -= config_.num_heads + config_.num_kv_heads;
+        const int head_dim = config_.head_dim, panels = head_dim / kPanelRows;
+        alignas(64) float rows[kTile * kMaxHeadDim];
+        for (int panel = 0; panel < panels; panel++)
+            multiply(layer.matrices[kind], head * panels + panel, x, tile, rows + panel * kPanelRows, head_dim);
+        const Vector& bias = layer.vectors[static_cast<int>(VectorPart::kQueryBias) + kind];
+        for (int t = 0; t < x.tile_size(tile); t++) {
+            float* row = rows + t * head_dim;
+            const int token = tile * kTile + t;
+            if (!bias.empty())
+                for (int i = 0; i < head_dim; i++) row[i] += bias[head * head_dim + i];
+            if (kind == 2) {
+                store_value(index, head, token, row);
+                continue;
+            }
+            const Vector& norm = layer.vectors[static_cast<int>(VectorPart::kQueryNorm) + kind];
+            if (!norm.empty()) norm_row(row, row, norm.data(), head_dim, config_.norm_eps);
+            rotate(row, rotation(token, layer.is_sliding));
+            if (kind == 0)
+                store_query(head, token, row);
+            else
+                store_key(index, head, token, row);
+        }
+    }
+
+    void rotate(float* row, const float* cos) const {
+        const int half = config_.head_dim / 2;
+        const float* sin = cos + half;
+        const int next = config_.rope_interleaved ? 1 : half, step = config_.rope_interleaved ? 2 : 1;
+        for (int i = 0; i < half; i++) {
+            float *x = row + i * step, *y = x + next;
+            const float a = *x, b = *y;
+            *x = a * cos[i] - b * sin[i];
+            *y = b * cos[i] + a * sin[i];
+        }
+    }
+
+    void store_query(int head, int token, const float* row) {
+        float* query = space_.queries + (size_t(token) * config_.num_heads + head) * config_.head_dim;
+        for (int i = 0; i < config_.head_dim; i++) query[i] = row[i] * config_.attention_scale;
+    }
+
+    KeyValues cache(int layer, int kv_head, int sequence) const {
+        const size_t head_bytes = size_t(2) * config_.head_dim * kPageTokens * sizeof(uint16_t);
+        const size_t heads = config_.num_kv_heads;
+        return {batch_.block_tables + size_t(sequence) * batch_.max_pages,
+                batch_.slabs,
+                batch_.pages_per_slab,
+                config_.num_layers * heads * head_bytes,
+                (layer * heads + kv_head) * head_bytes,
+                config_.head_dim};
+    }
+
+    // Halves end at 65504: an infinity would spoil what is multiplied by a weight of 0.
+    static void to_half(const float* row, int size, uint16_t* out) {
+        const Floats limit = splat(65504.0f);
+        for (int i = 0; i < size; i += kLanes) store_half(out + i, max(min(load(row + i), limit), zeros() - limit));
+    }
+
+    void store_key(int layer, int kv_head, int token, const float* row) {
+        const int position = batch_.positions[token];
+        uint16_t halves[kMaxHeadDim];
+        to_half(row, config_.head_dim, halves);
+        uint16_t* keys = cache(layer, kv_head, batch_.sequence_index[token]).keys(position / kPageTokens);
+        for (int i = 0; i < config_.head_dim; i++) keys[i * kPageTokens + position % kPageTokens] = halves[i];
+    }
+
+    void store_value(int layer, int kv_head, int token, const float* row) {
+        const int position = batch_.positions[token];
+        uint16_t* values = cache(layer, kv_head, batch_.sequence_index[token]).values(position / kPageTokens);
+        to_half(row, config_.head_dim, values + position % kPageTokens * config_.head_dim);
+    }
+
+    void attend(int layer, int thread) {
+        (void)thread;  // whoever is free takes the next piece; who it was makes no difference to the result
+        const std::vector<Piece>& pieces = model_.layers[layer].is_sliding ? plan_.sliding_pieces : plan_.pieces;
+        const int groups = static_cast<int>(plan_.head_groups.size());
+        const int count = static_cast<int>(pieces.size()) * groups;
+        for (;;) {
+            const int turn = space_.layer_turns[layer].fetch_add(1, std::memory_order_relaxed);
+            if (turn >= count) return;
+            attend_piece(layer, pieces[turn / groups], turn % groups);
+        }
+    }
+
+    void gather_queries(int layer, const TokenTile& tokens, const HeadGroup& heads, QueryTile* tile) const {
+        const int head_dim = config_.head_dim;
+        const int window = model_.layers[layer].is_sliding ? config_.sliding_window : 0;
+        tile->size = tokens.num_tokens * heads.num_heads;
+        for (int r = 0; r < tile->size; r++) {
+            const int token = tokens.first_token + r / heads.num_heads;
+            const int head = heads.first_head + r % heads.num_heads;
+            const float* query = space_.queries + (size_t(token) * config_.num_heads + head) * head_dim;
+            for (int i = 0; i < head_dim; i++) tile->values[i * tile->size + r] = query[i];
+            tile->last[r] = batch_.positions[token];
+            tile->first[r] = window ? std::max(0, tile->last[r] - window + 1) : 0;
+        }
+    }
+
+    void attend_piece(int layer, const Piece& piece, int group) {
+        const TokenTile& tokens = plan_.tiles[piece.tile];
+        const HeadGroup& heads = plan_.head_groups[group];
+        const KeyValues keys_values = cache(layer, heads.kv_head, tokens.sequence);
+        QueryTile tile;
+        gather_queries(layer, tokens, heads, &tile);
+        if (piece.parts > 1) return attend_part(piece, group, tile, keys_values);
+
+        alignas(64) float values[2][kMaxQueries * kMaxHeadDim];
+        Partial merged[kMaxQueries], partials[kMaxQueries];
+        for (int r = 0; r < tile.size; r++) {
+            merged[r] = empty_partial(values[0] + r * config_.head_dim);
+            partials[r].values = values[1] + r * config_.head_dim;
+        }
+        for (int chunk = piece.begin; chunk < piece.end; chunk++) {
+            attend_chunk(tile, keys_values, chunk, partials);
+            for (int r = 0; r < tile.size; r++) merge(&merged[r], partials[r], config_.head_dim);
+        }
+        for (int r = 0; r < tile.size; r++) finish(merged[r], config_.head_dim, attended(tokens, heads, r));
+    }
+
+    Partial empty_partial(float* values) const {
+        std::fill(values, values + config_.head_dim, 0.0f);
+        return {kMinusInfinity, 0.0f, values};
+    }
+
+    float* attended(const TokenTile& tokens, const HeadGroup& heads, int r) const {
+        const size_t token = tokens.first_token + r / heads.num_heads;
+        return space_.attended + (token * config_.num_heads + heads.first_head + r % heads.num_heads) * config_.head_dim;
+    }
+
+    size_t slot(const Piece& piece, int part, int group, int r) const {
+        return piece.first_slot + (part * plan_.head_groups.size() + group) * plan_.queries_per_tile + r;
+    }
+
+    void attend_part(const Piece& piece, int group, const QueryTile& tile, const KeyValues& keys_values) {
+        Partial partials[kMaxQueries];
+        for (int r = 0; r < tile.size; r++)
+            partials[r].values = space_.partials + slot(piece, piece.part, group, r) * config_.head_dim;
+        attend_chunk(tile, keys_values, piece.begin, partials);
+        for (int r = 0; r < tile.size; r++) {
+            float* sums = space_.partial_sums + slot(piece, piece.part, group, r) * 2;
+            sums[0] = partials[r].largest;
+            sums[1] = partials[r].sum;
+        }
+        std::atomic<int>& done = space_.counters[piece.tile * plan_.head_groups.size() + group];
+        if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < piece.parts) return;
+        done.store(0, std::memory_order_relaxed);
+        merge_parts(piece, group, tile.size);
+    }
+
+    void merge_parts(const Piece& piece, int group, int num_queries) {
+        alignas(64) float values[kMaxHeadDim];
+        for (int r = 0; r < num_queries; r++) {
+            Partial merged = empty_partial(values);
+            for (int part = 0; part < piece.parts; part++) {
+                const size_t from = slot(piece, part, group, r);
+                const float* sums = space_.partial_sums + from * 2;
+                merge(&merged, {sums[0], sums[1], space_.partials + from * config_.head_dim}, config_.head_dim);
+            }
+            finish(merged, config_.head_dim, attended(plan_.tiles[piece.tile], plan_.head_groups[group], r));
+        }
+    }
+
+    // ---- projections back into the residual stream ----
+
+    void project_output(int index, int thread) {
+        const Layer& layer = model_.layers[index];
+        const size_t size = size_t(config_.num_heads) * config_.head_dim;
+        const Activations x = prepare(space_.attended_codes, thread, [&](const Activations& to, int token) {
+            quantize_row<Exact>(to, token, space_.attended + token * size);
+        });
+        project_back(layer[MatrixPart::kOutput], layer[VectorPart::kPostAttentionNorm], x, thread);
+    }
+
+    void project_down(int index, int thread) {
+        const Layer& layer = model_.layers[index];
+        project_back(layer[MatrixPart::kDown], layer[VectorPart::kPostFfnNorm], space_.gated, thread);
+    }
+
+    // hidden += norm?(matrix x)
+    void project_back(const Matrix& matrix, const Vector& norm, const Activations& x, int thread) {
+        float* target = norm.empty() ? space_.hidden : space_.projected;
+        for_blocks(x, share(matrix.num_panels(), thread), [&](int panel, int tile) {
+            alignas(64) float rows[kTile * kPanelRows];
+            multiply(matrix, panel, x, tile, rows, kPanelRows);
+            for (int t = 0; t < x.tile_size(tile); t++) {
+                float* out = target + size_t(tile * kTile + t) * config_.hidden_size + panel * kPanelRows;
+                const Floats row = load(rows + t * kPanelRows);
+                store(out, norm.empty() ? load(out) + row : row);
+            }
+        });
+        if (norm.empty()) return;
+        pool_.barrier();
+        const Range tokens = share(batch_.num_tokens, thread);
+        for (int token = tokens.begin; token < tokens.end; token++) add_normed(token, norm);
+    }
+
+    void add_normed(int token, const Vector& norm) {
+        float* hidden = hidden_row(token);
+        float* projected = space_.projected + size_t(token) * config_.hidden_size;
+        norm_row(projected, projected, norm.data(), config_.hidden_size, config_.norm_eps);
+        for (int i = 0; i < config_.hidden_size; i++) hidden[i] += projected[i];
+    }
+
+    // ---- feed-forward ----
+
+    void gate_and_up(int index, int thread) {
+        const Layer& layer = model_.layers[index];
+        const float* weight = layer[VectorPart::kFfnNorm].data();
+        const Activations x = prepare(space_.normed, thread, [&](const Activations& to, int token) {
+            norm_quantize_row<Exact>(to, token, hidden_row(token), weight, config_.norm_eps);
+        });
+        const Range groups = share(config_.intermediate_size / kGroup, thread);
+        for_blocks(x, groups, [&](int group, int tile) { gate_group(layer, group, x, tile); });
+    }
+
+    // 32 rows of gate and up, so that what `down` reads can be quantised here.
+    void gate_group(const Layer& layer, int group, const Activations& x, int tile) {
+        alignas(64) float gate[kTile * kGroup], up[kTile * kGroup];
+        for (int half = 0; half < 2; half++) {
+            multiply(layer[MatrixPart::kGate], 2 * group + half, x, tile, gate + half * kPanelRows, kGroup);
+            multiply(layer[MatrixPart::kUp], 2 * group + half, x, tile, up + half * kPanelRows, kGroup);
+        }
+        for (int t = 0; t < x.tile_size(tile); t++) {
+            const float *g = gate + t * kGroup, *u = up + t * kGroup;
+            quantize_group<Exact>(space_.gated, tile * kTile + t, group, activate(load(g)) * load(u),
+                                  activate(load(g + kLanes)) * load(u + kLanes));
+        }
+    }
+
+    Floats activate(Floats x) const { return config_.gelu ? gelu_tanh(x) : silu(x); }
+
+    // ---- outputs ----
+
+    float* hidden_out(int which, int row) const {
+        return batch_.hidden + (size_t(which) * batch_.num_hidden + row) * config_.hidden_size;
+    }
+
+    void copy_hidden(int layer, int thread) {
+        for (int which = 0; which < batch_.num_hidden_layers; which++) {
+            if (batch_.hidden_layers[which] != layer) continue;
+            const Range rows = share(batch_.num_hidden, thread);
+            for (int row = rows.begin; row < rows.end; row++) {
+                const float* from = hidden_row(batch_.hidden_rows[row]);
+                std::copy(from, from + config_.hidden_size, hidden_out(which, row));
+            }
+        }
+    }
+
+    void copy_final_hidden(int thread) {
+        for (int which = 0; which < batch_.num_hidden_layers; which++) {
+            if (batch_.hidden_layers[which] != config_.num_layers) continue;
+            const Range rows = share(batch_.num_hidden, thread);
+            for (int row = rows.begin; row < rows.end; row++)
+                norm_row(hidden_out(which, row), hidden_row(batch_.hidden_rows[row]), model_.final_norm.data(),
+                         config_.hidden_size, config_.norm_eps);
+        }
+    }
+
+    void project_logits(int thread) {
+        if (batch_.num_logits == 0) return;
+        const Matrix& head = model_.head();
+        const Activations x = prepare(space_.final_normed, thread, [&](const Activations& to, int row) {
+            norm_quantize_row<Exact>(to, row, hidden_row(batch_.logits_rows[row]), model_.final_norm.data(),
+                                     config_.norm_eps);
+        });
+        for_blocks(x, share(head.num_panels(), thread), [&](int panel, int tile) {
+            alignas(64) float rows[kTile * kPanelRows];
+            multiply(head, panel, x, tile, rows, kPanelRows);
+            const int first = panel * kPanelRows, count = std::min(kPanelRows, head.rows - first);
+            for (int t = 0; t < x.tile_size(tile); t++) {
+                float* out = batch_.logits + size_t(tile * kTile + t) * head.rows + first;
+                std::copy(rows + t * kPanelRows, rows + t * kPanelRows + count, out);
+            }
+        });
+    }
+
+    Model& model_;
+    const BraidConfig& config_;
+    const BraidBatch& batch_;
+    const AttentionPlan& plan_;
+    const Workspace& space_;
+    Pool& pool_;
+};
+
+template <bool Exact>
+void run(Model* model, const BraidBatch& batch, const AttentionPlan& plan, const Workspace& space) {
+    Step<Exact> step(model, batch, plan, space);
+    model->pool->run([&](int thread) { step.run(thread); });
+}
+
+}  // namespace
+
+const char* check_batch(const Model& model, const BraidBatch& batch) {
+    const BraidConfig& config = model.config;
+    for (int token = 0; token < batch.num_tokens; token++) {
+        const int id = batch.input_ids[token], position = batch.positions[token], row = batch.sequence_index[token];
+        if (id < 0 || id >= config.vocab_size) return "a token id is outside of the vocabulary";
+        if (position < 0 || position >= config.context_length) return "a position is outside of the context";
+        if (row < 0 || row >= batch.num_sequences) return "a sequence_index has no row in block_tables";
+        if (position / kPageTokens >= batch.max_pages) return "a block table is too short for a position";
+        const int page = batch.block_tables[size_t(row) * batch.max_pages + position / kPageTokens];
+        if (page < 0 || page / batch.pages_per_slab >= batch.num_slabs) return "a page id has no slab";
+        if (batch.slabs[page / batch.pages_per_slab] == 0) return "a page is in a slab that has been given back";
+    }
+    auto are_tokens = [&](const int32_t* rows, int count) {
+        return std::all_of(rows, rows + count, [&](int row) { return row >= 0 && row < batch.num_tokens; });
+    };
+    if (!are_tokens(batch.logits_rows, batch.num_logits)) return "a row of logits_rows is not a token of the batch";
+    if (!are_tokens(batch.hidden_rows, batch.num_hidden)) return "a row of hidden_rows is not a token of the batch";
+    return nullptr;
+}
+
+void run_step(Model* model, const BraidBatch& batch) {
+    const AttentionPlan plan = plan_attention(*model, batch);
+    Workspace space;
+    const size_t bytes = space.lay_out(nullptr, *model, batch.num_tokens, batch.num_logits, plan.sizes);
+    if (bytes > model->workspace.size()) model->workspace.allocate(bytes);
+    space.lay_out(model->workspace.data(), *model, batch.num_tokens, batch.num_logits, plan.sizes);
+    if (model->config.exact)
+        run<true>(model, batch, plan, space);
+    else
+        run<false>(model, batch, plan, space);
+}
+
+size_t workspace_bytes(const Model& model, size_t num_tokens, size_t num_logits) {
+    Workspace space;
+    return space.lay_out(nullptr, model, num_tokens, num_logits, largest_attention(model, num_tokens));
+}
+
+}  // namespace braid

@@ -1,0 +1,78 @@
+// The scratch memory of one forward step.
+#pragma once
+#include <atomic>
+
+#include "activations.h"
+#include "attention.h"
+#include "model.h"
+
+namespace braid {
+
+// Hands out pieces of a block of memory, each on a cache line of its own; with a null base it only counts.
+class Carver {
+public:
+    explicit Carver(uint8_t* base) : base_(base) {}
+    template <class T>
+    T* take(size_t count) {
+        uint8_t* at = base_ ? base_ + used_ : nullptr;
+        used_ += (count * sizeof(T) + 63) / 64 * 64;
+        return reinterpret_cast<T*>(at);
+    }
+    Activations take_activations(size_t tokens, size_t columns) {
+        Activations made;
+        made.num_tokens = static_cast<int>(tokens);
+        made.groups = static_cast<int>(columns / kGroup);
+        made.codes = take<uint8_t>(Activations::codes_bytes(tokens, made.groups));
+        made.scales = take<float>(Activations::scales_bytes(tokens, made.groups) / sizeof(float));
+        return made;
+    }
+    size_t used() const { return used_; }
+
+private:
+    uint8_t* base_;
+    size_t used_ = 0;
+};
+
+struct AttentionSizes {
+    size_t counters = 0;        // one per query tile and head group
+    size_t partial_queries = 0;  // queries x chunks whose partial results are kept
+};
+
+struct Workspace {
+    float* hidden;     // (num_tokens, hidden_size), the residual stream
+    float* projected;  // (num_tokens, hidden_size), where norms follow the projections
+    float* queries;    // (num_tokens, num_heads * head_dim), scaled
+    float* attended;   // (num_tokens, num_heads * head_dim)
+    float* rotation;   // (num_tokens, 2 or 4, head_dim / 2): cos and sin, then those of sliding layers
+    float* partials;       // (partial_queries, head_dim)
+    float* partial_sums;   // (partial_queries, 2): largest score and sum
+    std::atomic<int>* counters;
+    std::atomic<int>* layer_turns;  // (num_layers,): the next piece of attention work
+    Activations normed, attended_codes, gated, final_normed;
+    std::vector<Activations> own;  // one token's activations for each thread
+
+    // Lays everything out from `base` and returns the bytes used; `base` null only counts.
+    size_t lay_out(uint8_t* base, const Model& model, size_t num_tokens, size_t num_logits, AttentionSizes attention) {
+        const BraidConfig& c = model.config;
+        const size_t heads = size_t(c.num_heads) * c.head_dim;
+        Carver carver(base);
+        hidden = carver.take<float>(num_tokens * c.hidden_size);
+        projected = carver.take<float>(model.has_post_norms() ? num_tokens * c.hidden_size : 0);
+        queries = carver.take<float>(num_tokens * heads);
+        attended = carver.take<float>(num_tokens * heads);
+        rotation = carver.take<float>(num_tokens * c.head_dim * (model.local_frequencies.empty() ? 1 : 2));
+        partials = carver.take<float>(attention.partial_queries * c.head_dim);
+        partial_sums = carver.take<float>(attention.partial_queries * 2);
+        counters = carver.take<std::atomic<int>>(attention.counters);
+        layer_turns = carver.take<std::atomic<int>>(c.num_layers);
+        normed = carver.take_activations(num_tokens, c.hidden_size);
+        attended_codes = carver.take_activations(num_tokens, heads);
+        gated = carver.take_activations(num_tokens, c.intermediate_size);
+        final_normed = carver.take_activations(num_logits, c.hidden_size);
+        own.resize(model.pool->num_threads());
+        for (Activations& mine : own) mine = carver.take_activations(1, std::max<size_t>(c.hidden_size, heads));
+        return carver.used();
+    }
+};
+
+}  // namespace braid
