@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from braid.errors import InvalidRequest, ModelFileError
 from braid.llm_core.text.messages import check_messages
+from braid.llm_core.text.model_folder import read_json, read_special_tokens
 from braid.llm_core.text.template_sandbox import TemplateRefusedError, TemplateSandbox
 
 GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -72,6 +74,40 @@ def from_gguf(metadata: Mapping[str, Any]) -> ChatTemplate | None:
     if not isinstance(source, str):
         raise ModelFileError("tokenizer.chat_template must be a string")
     return ChatTemplate(source, _gguf_special_tokens(metadata))
+
+
+def from_folder(path: Path) -> ChatTemplate | None:
+    """The template of a Hugging Face folder; None where there is none.
+
+    It is chat_template.jinja or else, in tokenizer_config.json, `chat_template`: one string, or a list of named ones,
+    of which `default` counts.
+    """
+    source = _folder_source(path)
+    return None if source is None else ChatTemplate(source, read_special_tokens(path))
+
+
+def _folder_source(path: Path) -> str | None:
+    try:
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path / 'chat_template.jinja'} is not readable: {error}") from error
+    file = path / "tokenizer_config.json"
+    declared = read_json(file).get("chat_template")
+    if isinstance(declared, list):
+        declared = _default_of(file, declared)
+    if declared is not None and not isinstance(declared, str):
+        raise ModelFileError(f"{file}: chat_template must be a string or a list of named templates")
+    return declared
+
+
+def _default_of(file: Path, named: list[Any]) -> Any:
+    """The template named `default` of a list of `{"name": ..., "template": ...}`."""
+    by_name = {entry.get("name"): entry.get("template") for entry in named if isinstance(entry, dict)}
+    if "default" not in by_name:
+        raise ModelFileError(f"{file}: chat_template has no template named 'default', only {sorted(map(str, by_name))}")
+    return by_name["default"]
 
 
 def _gguf_special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -6,34 +6,27 @@ come from a file that anybody may have written, so each claim they make about ea
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, models, normalizers
 
 from braid.errors import ModelFileError, UnsupportedModel
+from braid.llm_core.text.bpe_backend import (
+    TokenType,
+    add_marks,
+    byte_level_backend,
+    sentencepiece_backend,
+    sentencepiece_token_bytes,
+)
 from braid.llm_core.text.pre_tokenizers import BYTE_LEVEL_RULES, ByteLevelRules
-from braid.llm_core.text.sentencepiece_merges import merges_from_scores
-from braid.llm_core.text.vocabulary import BYTE_TOKEN, SPIECE_SPACE, Vocabulary, byte_level_bytes, sentencepiece_bytes
+from braid.llm_core.text.vocabulary import Vocabulary, byte_level_bytes
 
 KINDS = ("gpt2", "llama")
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
 """Control tokens that end a generation by their name. Files often declare only one of the two or three that their
 model writes: Llama 3's `<|eot_id|>` beside `<|end_of_text|>`, Gemma's `<end_of_turn>` beside `<eos>`."""
-
-
-class TokenType(enum.IntEnum):
-    """`tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 def read_gguf_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -52,11 +45,7 @@ def _byte_level(metadata: Mapping[str, Any]) -> Vocabulary:
     rules = _byte_level_rules(metadata)
     tokens = _tokens(metadata)
     types = _types(metadata, len(tokens))
-    merges = _merges(metadata)
-    backend = build_backend(tokens, merges, ignore_merges=rules.ignores_merges)
-    backend.pre_tokenizer = rules.pre_tokenizer()
-    if rules.normalizer is not None:
-        backend.normalizer = rules.normalizer()
+    backend = byte_level_backend(tokens, _merges(metadata), rules)
     spelled = (TokenType.NORMAL, TokenType.UNUSED)
     token_bytes = tuple(
         byte_level_bytes(token) if kind in spelled else token.encode()
@@ -80,47 +69,8 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Vocabulary:
     scores = _array(metadata, "scores", (float, int), length=len(tokens))
     adds_space = _flag(metadata, "add_space_prefix", default=True)
     backend = sentencepiece_backend(tokens, types, scores, adds_space=adds_space)
-    token_bytes = tuple(
-        sentencepiece_bytes(token) if kind in (TokenType.NORMAL, TokenType.BYTE, TokenType.UNUSED) else token.encode()
-        for token, kind in zip(tokens, types, strict=True)
-    )
-    return _vocabulary(
-        metadata, backend, tokens, types, token_bytes, adds_bos=True, strips_leading_space=adds_space
-    )
-
-
-def sentencepiece_backend(
-    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], *, adds_space: bool
-) -> tokenizers.Tokenizer:
-    """A backend that merges as SentencePiece's BPE does: by score, and characters it lacks as bytes."""
-    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN), None)
-    pieces = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
-    mergeable = [i for i, kind in enumerate(types) if kind in pieces]
-    merges = merges_from_scores(tokens, scores, mergeable)
-    backend = build_backend(tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=_has_all_bytes(tokens))
-    space = normalizers.Replace(" ", SPIECE_SPACE)
-    prefix = [normalizers.Prepend(SPIECE_SPACE)] if adds_space else []
-    backend.normalizer = normalizers.Sequence([*prefix, space])
-    return backend
-
-
-def _has_all_bytes(tokens: Sequence[str]) -> bool:
-    return sum(BYTE_TOKEN.fullmatch(token) is not None for token in tokens) == 256
-
-
-def build_backend(
-    tokens: Sequence[str], merges: list[tuple[str, str]], **options: Any
-) -> tokenizers.Tokenizer:
-    """BPE over checked tokens and merges. Raises ModelFileError for tokens named twice or merges of no token."""
-    ids = {token: i for i, token in enumerate(tokens)}
-    if len(ids) != len(tokens):
-        twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
-        raise ModelFileError(f"tokenizer.ggml.tokens holds {twice!r} twice; each token must have one id")
-    for number, (left, right) in enumerate(merges):
-        if left not in ids or right not in ids or left + right not in ids:
-            unknown = next(token for token in (left, right, left + right) if token not in ids)
-            raise ModelFileError(f"merge {number} joins {left!r} and {right!r}, but {unknown!r} is not a token")
-    return tokenizers.Tokenizer(models.BPE(ids, merges, **options))
+    token_bytes = sentencepiece_token_bytes(tokens, types)
+    return _vocabulary(metadata, backend, tokens, types, token_bytes, adds_bos=True, strips_leading_space=adds_space)
 
 
 def _vocabulary(
@@ -152,19 +102,6 @@ def _vocabulary(
         prefix_ids=(bos,) if adds_bos and bos is not None else (),
         suffix_ids=(eos,) if adds_eos and eos is not None else (),
         strips_leading_space=strips_leading_space,
-    )
-
-
-def add_marks(
-    backend: tokenizers.Tokenizer, tokens: Sequence[str], special_ids: frozenset[int], user_defined: Sequence[int]
-) -> None:
-    """Make the backend find these tokens in a text before it cuts it into words."""
-    backend.add_special_tokens(
-        [AddedToken(tokens[i], special=True, normalized=False) for i in sorted(special_ids) if tokens[i]]
-    )
-    backend.add_tokens(
-        [AddedToken(tokens[i], special=False, normalized=False) for i in user_defined
-         if i not in special_ids and tokens[i]]
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from braid.errors import InvalidRequest
+from braid.llm_core.text.folder_vocabulary import read_folder_vocabulary
 from braid.llm_core.text.gguf_vocabulary import read_gguf_vocabulary
 from braid.llm_core.text.vocabulary import Vocabulary
 
@@ -102,6 +104,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         UnsupportedModel: a kind of tokenizer, or a pre-tokenizer, that is not one of ours.
     """
     return Tokenizer(read_gguf_vocabulary(metadata))
+
+
+def from_folder(path: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, or tokenizer.model with the sentencepiece package.
+
+    Raises: as `from_gguf`.
+    """
+    return Tokenizer(read_folder_vocabulary(path))
 
 
 def _not_unicode(text: str) -> InvalidRequest:
