@@ -138,17 +138,17 @@ class PrefixCache:
         return len(self._reclaimable_slabs()) * self._pages.slab_bytes
 
     def reclaim(self, num_bytes: int) -> int:
-        """Evict what stands in the way of giving whole slabs back, those with the fewest pages first.
+        """Evict what stands in the way of giving whole slabs back: those with the fewest pages first, then the least
+        recently used.
 
-        Evicting by age alone would thin out many slabs and free none.
+        Evicting by age alone would thin out many slabs and free few.
         """
         with self._lock:
             slabs_before = self._pages.num_slabs
-            while (slabs_before - self._pages.num_slabs) * self._pages.slab_bytes < num_bytes:
-                slabs = self._reclaimable_slabs()
-                if not slabs:
+            for slab in sorted(self._reclaimable_slabs(), key=self._worth_of_slab):
+                if (slabs_before - self._pages.num_slabs) * self._pages.slab_bytes >= num_bytes:
                     break
-                self._evict_slab(min(slabs, key=self._pages.used_in_slab))
+                self._evict_slab(slab)
                 self._pages.give_back_spare()
             return (slabs_before - self._pages.num_slabs) * self._pages.slab_bytes
 
@@ -272,19 +272,25 @@ class PrefixCache:
         pages = self._pages
         return [slab for slab, free in self._free_in_slab.items() if free and free == pages.used_in_slab(slab)]
 
+    def _worth_of_slab(self, slab: int) -> tuple[int, int]:
+        """(pages in use, last use) of a reclaimable slab."""
+        return self._pages.used_in_slab(slab), max(node.last_used for node in self._nodes_in_slab(slab))
+
     def _evict_slab(self, slab: int) -> None:
         """Evict every page of a reclaimable slab, and so all that is cached below them, wherever it lies."""
-        first = slab * self._pages.pages_per_slab
         evicted: list[int] = []
-        for page in range(first, first + self._pages.pages_per_slab):
-            node = self._nodes.get(page)
-            if node is not None:
-                evicted += [self._remove(below) for below in list(_leaves_first(node))]
+        for node in self._nodes_in_slab(slab):
+            if node.page in self._nodes:
+                evicted += [self._remove(below) for below in _leaves_first(node)]
         self._pages.release(evicted)
+
+    def _nodes_in_slab(self, slab: int) -> list[Node]:
+        first = slab * self._pages.pages_per_slab
+        return [node for page in range(first, first + self._pages.pages_per_slab) if (node := self._nodes.get(page))]
 
 
 def _leaves_first(node: Node) -> Iterator[Node]:
-    """`node` and all below it, each after its children."""
+    """`node` and all below it as they are now, each after its children."""
     order = [node]
     for above in order:
         order.extend(above.children.values())

@@ -169,6 +169,23 @@ def test_arena_gets_whole_slabs_back_from_cached_prefixes() -> None:
     assert (cache.cached_pages, pages.num_slabs) == (8, 2)
 
 
+def test_of_equally_full_slabs_the_least_recently_used_is_given_back() -> None:
+    pages, cache = make_cache(num_slabs=4)
+    for number in range(4):
+        cache_sequence(pages, cache, [number] * 16)
+    pages.release(cache.match([0] * 16))
+    pages.arena.lease("video", 3 * pages.slab_bytes, kind="latents")
+    assert len(cache.match([0] * 16)) == 4
+
+
+def test_slab_with_fewer_pages_is_given_back_before_an_older_one() -> None:
+    pages, cache = make_cache(num_slabs=2)
+    cache_sequence(pages, cache, [1] * 16)
+    cache_sequence(pages, cache, [2] * 8)
+    assert cache.reclaim(1) == pages.slab_bytes
+    assert (len(cache.match([1] * 16)), cache.match([2] * 8)) == (4, [])
+
+
 def test_nothing_is_evicted_for_bytes_when_no_slab_could_be_freed() -> None:
     pages, cache = make_cache(num_slabs=2)
     for number in range(2):
