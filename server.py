@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from braid.config import BraidConfig
-from braid.errors import BraidError
+from braid.errors import BraidError, InvalidRequest
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.child_process import ChildProcess, start_child
 
@@ -50,7 +50,7 @@ class Listen:
     """Where HTTP listens, and how it stops.
 
     Raises:
-        CannotListen: an address that other machines reach, without `allow_remote`.
+        InvalidRequest: an address that other machines reach, without `allow_remote`; one that does not exist.
     """
 
     host: str = "127.0.0.1"
@@ -63,10 +63,10 @@ class Listen:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise CannotListen(f"port={self.port} must be between 0 and 65535", param="port")
+            raise InvalidRequest(f"port={self.port} must be between 0 and 65535", param="port")
         if not self.allow_remote and not is_loopback(self.host):
             message = f"host={self.host!r} can be reached by other machines, and nobody is asked for a key"
-            raise CannotListen(f"{message}; use 127.0.0.1, or say --allow-remote", param="host")
+            raise InvalidRequest(f"{message}; use 127.0.0.1, or say --allow-remote", param="host")
 
 
 def serve(config: BraidConfig, listen: Listen | None = None, *, engine_command: Sequence[str] | None = None) -> int:
@@ -108,7 +108,11 @@ def child_command(config: BraidConfig) -> list[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or all addresses of a name, are this machine's own."""
+    """Whether an address, or all addresses of a name, are this machine's own.
+
+    Raises:
+        InvalidRequest: the name has no address.
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -116,7 +120,7 @@ def is_loopback(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise CannotListen(f"host={host!r} is no address of this machine: {error}", param="host") from None
+        raise InvalidRequest(f"host={host!r} has no address: {error}", param="host") from None
     return all(ipaddress.ip_address(address[4][0]).is_loopback for address in found)
 
 

@@ -1,0 +1,143 @@
+"""The `braid` command: its arguments, its messages, its exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from braid import cli
+from braid.cli import build_parser, config_from, main, parse_bytes, talk
+from braid.errors import InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("8GiB", 8 << 30), ("512MiB", 512 << 20), ("1.5g", 3 << 29), ("2GB", 2 * 10**9), ("4096", 4096), ("9 kb", 9000)],
+)
+def test_sizes_are_read_with_their_units(text: str, num_bytes: int) -> None:
+    assert parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "8 gallons", "-1GiB", "1e9"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="8GiB"):
+        parse_bytes(text)
+
+
+def test_every_engine_option_reaches_the_config() -> None:
+    line = "serve --model m --alias a --alias b --device cpu --kernels torch --threads 2 --memory 1GiB --fast"
+    config = config_from(build_parser().parse_args([*line.split(), "--context-length", "512", "--max-waiting", "9"]))
+    assert (config.model, config.aliases, config.device, config.kernels) == ("m", ("a", "b"), "cpu", "torch")
+    assert (config.num_threads, config.memory_budget_bytes, config.exact) == (2, 1 << 30, False)
+    assert (config.context_length, config.max_waiting_requests) == (512, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["sing"], "sing"),
+        (["serve", "--port", "x"], "--port"),
+        (["serve", "--memory", "much"], "8GiB"),
+        (["serve", "--no-such-thing"], "--no-such-thing"),
+        (["bench", "song"], "song"),
+    ],
+)
+def test_wrong_arguments_are_told_and_exit_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--host", "0.0.0.0"], "--allow-remote"),
+        (["serve", "--port", "70000"], "port=70000"),
+        (["serve", "--threads", "0"], "num_threads=0"),
+        (["serve", "--device", "tpu"], "device='tpu'"),
+        (["serve", "--context-length", "-5"], "context_length=-5"),
+        (["chat", "--model", ""], "model is empty"),
+        (["kernels", "--device", "cpu", "extra"], "extra"),
+    ],
+)
+def test_wrong_values_exit_with_2_and_name_the_value(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: Any = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = "import sys, braid.cli; braid.cli.build_parser(); print(len(sys.modules), 'torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    num_modules, has_torch = answer.stdout.split()
+    assert has_torch == "False"
+    assert int(num_modules) < 300
+
+
+class FakeFace:
+    """Answers in pieces; remembers the conversation that it was given."""
+
+    def __init__(self, *answers: list[str] | Exception) -> None:
+        self._answers = iter(answers)
+        self.asked: list[list[dict[str, Any]]] = []
+
+    def chat(self, messages: list[dict[str, Any]], _: object, *, stream: bool) -> Iterator[str]:
+        assert stream
+        self.asked.append([dict(message) for message in messages])
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return iter(answer)
+
+
+def test_a_talk_remembers_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:
+    face = FakeFace(["I am", " well"], ["Yes"], ["Who?"])
+    system = {"role": "system", "content": "be kind"}
+    talk(face, iter(["how are you", "really?", "/reset", "remember me?"]), [system])  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "I am well\nYes\nWho?\n"
+    assert [[message["content"] for message in asked] for asked in face.asked] == [
+        ["be kind", "how are you"],
+        ["be kind", "how are you", "I am well", "really?"],
+        ["be kind", "remember me?"],
+    ]
+
+
+def test_a_refused_question_is_told_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    face = FakeFace(InvalidRequest("too long"), ["fine"])
+    talk(face, iter(["a book", "a word"]), [])  # type: ignore[arg-type]
+    assert "too long" in capsys.readouterr().err
+    assert [message["content"] for message in face.asked[1]] == ["a word"]
+
+
+def test_a_benchmark_that_is_not_installed_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.BENCHMARKS, "chat", "no_such_benchmark.py")
+    assert main(["bench", "chat"]) == 1
+    assert "no_such_benchmark.py is in the source repository" in capsys.readouterr().err
+
+
+def test_models_are_listed_by_name_architecture_and_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("smollm2", "LlamaForCausalLM", "gemma3", "Q4_K"):
+        assert name in listed
+
+
+def test_kernels_are_listed_with_their_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels"]) == 0
+    assert "rms_norm" in capsys.readouterr().out
