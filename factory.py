@@ -64,16 +64,16 @@ def build_engine(config: BraidConfig) -> Engine:
         cost=CostModel({LanguageWorkload.name: LANGUAGE_COST_PRIOR}),
         limits=limits,
     )
-    tracing = RequestTracing(RecentSpans())
+    spans = RecentSpans()
     step_limits = CPU_STEP_LIMITS if model.device == "cpu" else GPU_STEP_LIMITS
     scheduler = Scheduler([workload], limits=step_limits, max_waiting_requests=config.max_waiting_requests)
     return Engine(
         scheduler,
         ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
         intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages, arena),
-        stats=_stats(scheduler, workload, arena, pages, prefix_cache),
+        stats=_stats(scheduler, workload, arena, pages, prefix_cache, spans),
         release=model.close,
-        open_trace=tracing.open,
+        open_trace=RequestTracing(spans).open,
     )
 
 
@@ -124,7 +124,12 @@ def _describe(
 
 
 def _stats(
-    scheduler: Scheduler, workload: LanguageWorkload, arena: Arena, pages: KVPages, prefix_cache: PrefixCache
+    scheduler: Scheduler,
+    workload: LanguageWorkload,
+    arena: Arena,
+    pages: KVPages,
+    prefix_cache: PrefixCache,
+    spans: RecentSpans,
 ) -> Callable[[], Mapping[str, Any]]:
     def read() -> dict[str, Any]:
         return {
@@ -138,6 +143,7 @@ def _stats(
                 "slabs": pages.num_slabs,
                 "page_bytes": pages.page_bytes,
             },
+            "spans": spans.num_exported,
         }
 
     return read

@@ -93,16 +93,16 @@ def check_trace(model: LanguageModel, tokenizer: Tokenizer, seed: int, *, num_pa
     return rig
 
 
-def test_a_trace_with_sharing_and_preemption_gives_the_bits_of_each_request_alone(
+def test_a_trace_with_preemption_gives_the_bits_of_each_request_alone(
     model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
     rig = check_trace(model, tokenizer, 7, num_pages=24, count=10)
     assert rig.workload.counters.preemptions > 0
+
+
+def test_seventeen_requests_that_share_prefixes_give_the_bits_of_each_alone(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    rig = check_trace(model, tokenizer, 3, num_pages=400, count=17)
     assert rig.workload.counters.cached_tokens > 0
-
-
-def test_seventeen_requests_at_once_give_the_bits_of_each_alone(model: LanguageModel, tokenizer: Tokenizer) -> None:
-    check_trace(model, tokenizer, 3, num_pages=400, count=17)
 
 
 @settings(max_examples=TRACES["cpp"])
