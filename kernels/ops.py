@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from braid.kernels.cpu.library import VARIANTS, reasons_against
+from braid.kernels.cpu.sampling import CpuSampler
 from braid.kernels.registry import AUTO, REFERENCE, Facts, Kernel, Refusal, Registry, Selection
+from braid.kernels.sampling import FloatArray, SampledToken, SampleRow, sample
 
 MIN_GEMM_ROWS = 4
 """Float32 products of 1 to 3 rows differ in their last bits from those of 4 and more, so a token alone would not get
@@ -98,12 +102,32 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "rope": rope,
     "linear": linear,
     "quantized_linear": quantized_linear,
+    "sample": sample,
 }
+CPU_PREFIX = "cpu_"
+_PREFERENCES = {None: AUTO, "cpp": AUTO} | {variant.name: CPU_PREFIX + variant.name for variant in VARIANTS}
+"""How people name what they want, where it is not a backend's name."""
 
 
 def reference_registry() -> Registry:
-    """A registry of the specifications alone, to which a factory adds what the machine can run."""
+    """The specifications alone."""
     return Registry(Kernel(op, REFERENCE, target) for op, target in REFERENCES.items())
+
+
+def machine_registry() -> Registry:
+    """The specifications and every faster kernel that there is, with this machine's reasons against some.
+
+    The C++ sampler serves every device: a GPU's logits are copied to the host, which is where the token is needed.
+    """
+    registry, reasons = reference_registry(), reasons_against()
+    for priority, variant in enumerate(reversed(VARIANTS), 1):
+
+        def accepts(_facts: Facts, reason: str | None = reasons[variant.name]) -> str | None:
+            return reason
+
+        backend, make = CPU_PREFIX + variant.name, partial(CpuSampler, variant.path)
+        registry.add(Kernel("sample", backend, make, accepts, priority, is_maker=True))
+    return registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,36 +144,42 @@ class Ops:
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`.
-        prefer: `auto`, `torch` for the specifications everywhere, or a backend to try first.
-        registry: what to choose from; the specifications alone if None.
+        prefer: `auto` (or None, or `cpp`), `torch` for the specifications everywhere, or a backend to try first: by its
+            whole name (`cpu_avx2`) or its instruction set's (`avx2`).
+        registry: what to choose from; `machine_registry()` if None.
     Raises:
         InvalidRequest: `prefer` is no backend of the registry.
     """
 
-    def __init__(self, device: str = "cpu", *, prefer: str = AUTO, registry: Registry | None = None) -> None:
+    def __init__(self, device: str = "cpu", prefer: str | None = AUTO, *, registry: Registry | None = None) -> None:
         self.device = device.partition(":")[0]
-        self.prefer = prefer
-        self._registry = reference_registry() if registry is None else registry
-        self._registry.check_preference(prefer)
-        self._loaded: dict[tuple[str, torch.dtype, int], Callable[..., Tensor]] = {}
+        self.prefer = _PREFERENCES.get(prefer, prefer)
+        self._registry = machine_registry() if registry is None else registry
+        self._registry.check_preference(self.prefer)
+        self._loaded: dict[tuple[str, torch.dtype, int], Callable[..., Any]] = {}
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float = 1e-6, weight_offset: float = 0.0) -> Tensor:
-        return self._kernel("rms_norm", x)(x, weight, eps, weight_offset)
+        return self._tensor_kernel("rms_norm", x)(x, weight, eps, weight_offset)
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._kernel("silu_mul", gate)(gate, up)
+        return self._tensor_kernel("silu_mul", gate)(gate, up)
 
     def gelu_tanh_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._kernel("gelu_tanh_mul", gate)(gate, up)
+        return self._tensor_kernel("gelu_tanh_mul", gate)(gate, up)
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-        return self._kernel("rope", x)(x, cos, sin, interleaved)
+        return self._tensor_kernel("rope", x)(x, cos, sin, interleaved)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._kernel("linear", x)(x, weight, bias)
+        return self._tensor_kernel("linear", x)(x, weight, bias)
 
     def quantized_linear(self, x: Tensor, quants: Tensor, scales: Tensor, minimums: Tensor | None = None) -> Tensor:
-        return self._kernel("quantized_linear", x)(x, quants, scales, minimums)
+        return self._tensor_kernel("quantized_linear", x)(x, quants, scales, minimums)
+
+    def sample(self, logits: Tensor | FloatArray, rows: list[SampleRow]) -> list[SampledToken]:
+        """See `kernels.sampling.SampleKernel`."""
+        tokens: list[SampledToken] = self._kernel("sample", torch.float32, logits.shape[-1])(logits, rows)
+        return tokens
 
     def select(self, op: str, facts: Facts | None = None) -> Selection:
         """The registry's choice for this device and preference; float32 of any width if `facts` is None."""
@@ -160,10 +190,12 @@ class Ops:
         chosen = ((op, self.select(op)) for op in self._registry)
         return [OpReport(op, selection.kernel.backend, selection.refused) for op, selection in chosen]
 
-    def _kernel(self, op: str, x: Tensor) -> Callable[..., Tensor]:
-        key = (op, x.dtype, x.shape[-1])
-        kernel = self._loaded.get(key)
+    def _tensor_kernel(self, op: str, x: Tensor) -> Callable[..., Tensor]:
+        return self._kernel(op, x.dtype, x.shape[-1])
+
+    def _kernel(self, op: str, dtype: torch.dtype, width: int) -> Callable[..., Any]:
+        kernel = self._loaded.get((op, dtype, width))
         if kernel is None:
-            facts = Facts(self.device, dtype=str(x.dtype).removeprefix("torch."), width=x.shape[-1])
-            kernel = self._loaded[key] = self.select(op, facts).kernel.load()
+            facts = Facts(self.device, dtype=str(dtype).removeprefix("torch."), width=width)
+            kernel = self._loaded[op, dtype, width] = self.select(op, facts).kernel.load()
         return kernel

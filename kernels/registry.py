@@ -48,14 +48,19 @@ class Kernel:
     """None, or the reason why this kernel cannot take such a call."""
     priority: int = 0
     """The highest that accepts is chosen; the reference has 0."""
+    is_maker: bool = False
+    """The target takes nothing and returns the kernel: one that holds a library or a workspace."""
 
     def load(self) -> Callable[..., Any]:
-        """The callable; imports the target's module if it was given by name."""
-        if callable(self.target):
-            return self.target
-        module, _, name = self.target.partition(":")
-        loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        """The kernel, for one caller; imports the target's module if it was given by name."""
+        target: Callable[..., Any] = self.target if callable(self.target) else _import(self.target)
+        loaded: Callable[..., Any] = target() if self.is_maker else target
         return loaded
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 // largest logit, so the k likeliest tokens are found by looking into little more than k chunks, and only they are
 // sorted. Without top-k, a second pass turns logits into weights exp((z - max) / T) and adds them up; if the 64
 // likeliest tokens do not hold the answer (a flat distribution), `crossing` narrows the range of logits that does,
-// eight-fold a pass, until few enough are left to sort. Lanes are added in one order, so a row's result depends on the
+// four-fold a pass, until few enough are left to sort. Lanes are added in one order, so a row's result depends on the
 // row alone.
 
 #include "sampling.h"
@@ -39,8 +39,8 @@ typedef float Floats4 __attribute__((vector_size(16)));
 constexpr int kChunk = 64;        // logits per chunk maximum
 constexpr int kFewTokens = 64;    // how many of the likeliest are tried before narrowing
 constexpr int kSortable = 256;    // a range with so few tokens is sorted
-constexpr int kSplits = 8;        // thresholds per narrowing pass
-constexpr int kMaxNarrowings = 8; // 8^8: the range is then below float32's resolution
+constexpr int kSplits = 4;        // thresholds per narrowing pass
+constexpr int kMaxNarrowings = 13; // 4^13: the range is then below float32's resolution
 constexpr int kFlush = 64;        // vectors added in float32 before going to double
 constexpr double kTailRange = 30; // narrowing ends at e^-30 of the maximum: all that lies below weighs under 1e-7
 constexpr float kInfinity = std::numeric_limits<float>::infinity();

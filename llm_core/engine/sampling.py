@@ -82,7 +82,8 @@ def _check_length(params: SamplingParams, context_length: int) -> None:
 
 def _check_stop(params: SamplingParams, vocab_size: int) -> None:
     if isinstance(params.stop, str) or len(params.stop) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"stop={params.stop!r} must be a list of at most {MAX_STOP_STRINGS} strings", param="stop")
+        given = "one string" if isinstance(params.stop, str) else f"{len(params.stop)} strings"
+        raise InvalidRequest(f"stop is {given}; it must be a list of at most {MAX_STOP_STRINGS} strings", param="stop")
     for i, text in enumerate(params.stop):
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
             shown = repr(text) if len(repr(text)) <= 80 else f"{repr(text)[:80]}..."
@@ -201,7 +202,7 @@ class Sampler:
     """Chooses the next token of each sequence.
 
     Args:
-        kernel: what does it; the specification if None.
+        kernel: what does it, such as `Ops.sample`; the specification if None.
     """
 
     def __init__(self, kernel: SampleKernel | None = None) -> None:

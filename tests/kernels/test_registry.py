@@ -11,6 +11,7 @@ from braid.errors import InvalidRequest
 from braid.kernels import ops as specifications
 from braid.kernels.ops import Ops, reference_registry
 from braid.kernels.registry import Facts, Kernel, Refusal, Registry
+from braid.kernels.sampling import SampleRow
 
 ROOT = Path(specifications.__file__).resolve().parents[1]
 
@@ -84,6 +85,12 @@ def test_a_lazy_target_is_imported_only_when_chosen() -> None:
         lazy.select("scale", Facts("cpu")).kernel.load()
 
 
+def test_a_maker_gives_each_caller_a_kernel_of_its_own() -> None:
+    kernel = Kernel("scale", "torch", lambda: lambda x: 3 * x, is_maker=True)
+    assert kernel.load()(2) == 6
+    assert kernel.load() is not kernel.load()
+
+
 def test_ops_decide_once_for_each_kind_of_call() -> None:
     asked = []
 
@@ -108,6 +115,27 @@ def test_describe_lists_each_op_with_its_backend_and_refusals() -> None:
     assert set(reports) == set(specifications.REFERENCES)
     assert reports["rope"].backend == "torch"
     assert reports["rope"].refused == (Refusal("triton", "device is cpu"),)
+
+
+def test_the_machines_registry_has_a_sampler_or_says_why_not() -> None:
+    report = next(report for report in Ops().describe() if report.op == "sample")
+    backends = [report.backend, *(refusal.backend for refusal in report.refused)]
+    assert backends == ["cpu_avx512_vnni", "cpu_avx2", "torch"][: len(backends)]
+    assert all("the processor lacks" in r.reason or "was not compiled" in r.reason for r in report.refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [("avx2", "cpu_avx2"), ("cpp", "auto"), (None, "auto"), ("torch", "torch")]
+)
+def test_people_may_name_an_instruction_set(name: str | None, backend: str) -> None:
+    assert Ops("cpu", name).prefer == backend
+
+
+@pytest.mark.parametrize("prefer", ["auto", "torch"])
+def test_ops_sample_with_the_chosen_kernel(prefer: str) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [9.0, 0.0, 0.0]])
+    rows = [SampleRow(temperature=0), SampleRow(uniform=0.5)]
+    assert [token.token_id for token in Ops(prefer=prefer).sample(logits, rows)] == [1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
