@@ -182,7 +182,8 @@ class _Cursor:
             at = self.position + int(wrong[0])
             raise self.error(f"{what} holds the bool {int(array[wrong[0]])}; it must be 0 or 1", at=at)
         self.position += count
-        return [value == 1 for value in array]
+        bools: list[bool] = array.astype(bool).tolist()
+        return bools
 
     def _strings(self, count: int, what: str) -> list[str]:
         """`string` unrolled: a tokenizer has 50,000 to 500,000 of them, and a method call each is what takes long."""

@@ -33,9 +33,9 @@ class MappedFile:
 
 def _map(path: Path) -> mmap.mmap:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # before opening, which would wait for the writer of a pipe
+            raise ModelFileError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ModelFileError(f"{path} is not a regular file")
             # Copy-on-write rather than read-only, because torch warns of memory that cannot be written.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except ValueError as error:

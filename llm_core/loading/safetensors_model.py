@@ -70,9 +70,10 @@ def open_folder_model(folder: Path) -> FolderModel:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ModelFileError(f"{path} has {size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+        if not path.is_file():
+            raise ModelFileError(f"{path} is not a file")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelFileError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
         return parse_json_object(path, path.read_bytes())
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
