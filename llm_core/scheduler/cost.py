@@ -16,14 +16,17 @@ from operator import mul
 
 _MEMORY = 0.995
 """What an observation still weighs after the next one: about 200 steps are remembered."""
-_SHORT_MEMORY = 0.93
-"""The same while predictions are poor, at first or after a change: what was learnt before is then of little use."""
+_SHORTEST_MEMORY = 0.7
+"""The same while predictions are poor, after a change: what was learnt before is then of little use."""
 _HEAVY = 1e9
+"""When the weight of new observations is brought back to 1."""
 _SMALLEST_MS = 1e-3
 _SMALLEST_ERROR = 0.02
 """The usual relative error is never believed to be less: timers and caches vary by this much."""
 _SMALL_ERROR = 0.15
 """Observations within this of their prediction take one coordinate step; the others more."""
+_POOR_ERROR = 0.3
+"""A usual error above this is no noise: something changed."""
 _TINY = 1e-200
 _OUTLIER = 4.0
 """How many usual errors an observation counts at most."""
@@ -94,6 +97,7 @@ class _StepModel:
         self._weights = list(weights)
         self._normal = [[1 / weights[i] ** 2 if i == j and weights[i] else 0.0 for j in size] for i in size]
         self._moments = [1 / weight if weight else 0.0 for weight in weights]
+        self._is_seen = [weight > 0 for weight in weights]
         self._weight = 1.0
         self._turn = 0
         self.usual_error = 1.0
@@ -106,27 +110,26 @@ class _StepModel:
 
     def observe(self, features: Sequence[float], ms: float) -> None:
         predicted = self.predict(features)
-        if predicted <= _SMALLEST_MS:
-            self._begin(features, ms)
-            predicted = max(ms, _SMALLEST_MS)
+        if not all(self._is_seen):
+            self._meet(features, ms - predicted)
+            predicted = self.predict(features)
         error = ms / predicted - 1
         limit = _OUTLIER * self.usual_error
         error = min(max(error, -limit), limit)
-        memory = _MEMORY if self.usual_error < _SMALL_ERROR else _SHORT_MEMORY
-        self._remember([feature / predicted for feature in features], 1 + error, memory)
+        self._remember([feature / predicted for feature in features], 1 + error)
         self._solve(1 if abs(error) < _SMALL_ERROR else 2 * len(self._weights))
         self.usual_error += _ERROR_RATE * (max(abs(error), _SMALLEST_ERROR) - self.usual_error)
 
-    def _begin(self, features: Sequence[float], ms: float) -> None:
-        """Nothing is known of these features: each explains an equal part of the step."""
-        num_present = sum(feature > 0 for feature in features)
-        for i, feature in enumerate(features):
-            if feature > 0:
-                self._weights[i] = ms / (num_present * feature)
+    def _meet(self, features: Sequence[float], surplus_ms: float) -> None:
+        """Features that are seen for the first time explain, in equal parts, what the others do not."""
+        new = [i for i, feature in enumerate(features) if feature > 0 and not self._is_seen[i]]
+        for i in new:
+            self._weights[i] = max(surplus_ms, 0.0) / (len(new) * features[i])
+            self._is_seen[i] = True
 
-    def _remember(self, x: Sequence[float], y: float, memory: float) -> None:
+    def _remember(self, x: Sequence[float], y: float) -> None:
         """Add an observation. Instead of fading all that is there, each new one weighs more than the one before."""
-        self._weight /= memory
+        self._weight /= _MEMORY if self.usual_error < _POOR_ERROR else max(1 - self.usual_error / 2, _SHORTEST_MEMORY)
         if self._weight > _HEAVY:
             self._normal = [[n / self._weight for n in row] for row in self._normal]
             self._moments = [moment / self._weight for moment in self._moments]

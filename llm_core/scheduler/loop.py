@@ -272,10 +272,11 @@ class Scheduler:
         return self.limits.max_step_ms if num_offered > num_inside else self.limits.idle_step_ms
 
     def _apart(self, members: tuple[Offer, ...]) -> tuple[Offer, ...]:
-        """Keep a suspect from sharing a step: with others it could fail them again."""
-        if members[0].request_id in self._suspects:
-            return members[:1]
-        return tuple(member for member in members if member.request_id not in self._suspects)
+        """Where suspects would share the step, the most urgent of them runs alone instead."""
+        for member in members:
+            if member.request_id in self._suspects:
+                return (member,)
+        return members
 
     def _account(self, members: Sequence[Offer], tickets: Sequence[Ticket | None], result: StepResult) -> None:
         ran, ran_tickets = members, tickets

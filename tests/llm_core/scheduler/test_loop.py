@@ -8,7 +8,7 @@ import pytest
 
 from braid.errors import CannotFit, InvalidRequest
 from braid.llm_core.core import Request, RequestClass, StepLimits
-from braid.llm_core.engine.messages import Failed, Finished
+from braid.llm_core.engine.messages import Failed, Finished, Usage
 
 BATCH, INTERACTIVE = RequestClass.BATCH, RequestClass.INTERACTIVE
 
@@ -110,23 +110,20 @@ def test_a_bad_request_in_a_shared_step_ends_alone(
     assert world.toy.cancelled == ["1", "2"]
 
 
-def test_suspects_run_alone_and_then_share_again(make_world: Any, make_job: Any) -> None:
-    jobs = [make_job((5.0,) * 4, batch_key="k") for _ in range(3)]
-    jobs[2] = make_job((5.0,) * 4, batch_key="k", fails_at=1, error=RuntimeError("bad"))
+def test_suspects_run_alone_once_and_then_share_again(make_world: Any, make_job: Any) -> None:
+    deadlines = iter([3.0, 2.0, 1.0])
+    jobs = [make_job((5.0,) * 4, batch_key="k", deadline_ms=next(deadlines)) for _ in range(3)]
+    jobs[2] = make_job((5.0,) * 4, batch_key="k", deadline_ms=1.0, fails_at=1, error=RuntimeError("bad"))
     world = make_world(jobs).play()
-    steps = [(entry.request_ids, entry.error) for entry in world.scheduler.journal.since()]
-    bad = "RuntimeError: bad"
-    assert steps == [
-        (("0", "1", "2"), None),
-        (("0", "1", "2"), bad),
-        (("0",), None),
-        (("0",), None),
-        (("0",), None),
+    assert [(entry.request_ids, entry.error) for entry in world.scheduler.journal.since()] == [
+        (("2", "1", "0"), None),
+        (("2", "1", "0"), "RuntimeError: bad"),
+        (("2",), "RuntimeError: bad"),
         (("1",), None),
-        (("1",), None),
-        (("1",), None),
-        (("2",), bad),
-    ] or steps[:2] == [(("0", "1", "2"), None), (("0", "1", "2"), bad)]
+        (("0",), None),
+        (("1", "0"), None),
+        (("1", "0"), None),
+    ]
     assert types(world.events["0"]) == types(world.events["1"]) == [Finished]
 
 
@@ -160,12 +157,18 @@ def test_a_workload_that_cannot_cancel_does_not_keep_the_request(make_world: Any
     assert types(world.events["a"]) == [Failed]
 
 
-def test_a_second_last_event_is_dropped(make_world: Any, make_job: Any) -> None:
+def test_nothing_follows_the_last_event(make_world: Any, make_job: Any, caplog: pytest.LogCaptureFixture) -> None:
     world = make_world()
-    world.submit(make_job((5.0,)), "a")
+    events: list[Any] = []
+    request = Request("a", make_job((5.0,)), events.append)
+    world.scheduler.submit(request)
+    request.sink("a first word")
     world.scheduler.run_once()
-    world.toy.requests = {}
-    assert types(world.events["a"]) == [Finished]
+    request.sink("a late word")
+    request.sink(Finished("a", Usage()))
+    assert [type(event) for event in events] == [str, Finished]
+    assert world.scheduler.num_open_requests == 0
+    assert caplog.text.count("request a has ended") == 2
 
 
 def test_a_request_whose_listener_fails_is_cancelled(make_world: Any, make_job: Any) -> None:
@@ -221,12 +224,10 @@ def test_work_for_an_accepted_request_is_let_into_a_full_queue(make_world: Any, 
 def test_requests_that_run_do_not_count_as_waiting(make_world: Any, make_job: Any) -> None:
     world = make_world(max_waiting_requests=1)
     for name in "abc":
-        world.submit(make_job((5.0, 5.0), batch_key="k"), name)
+        world.submit(make_job((5.0,) * 9, batch_key="k"), name)
         world.scheduler.run_once()
-    assert world.scheduler.num_open_requests == 2 or not any(
-        isinstance(event, Failed) for events in world.events.values() for event in events
-    )
-    assert world.scheduler.num_waiting_requests == 0
+    assert (world.scheduler.num_open_requests, world.scheduler.num_waiting_requests) == (3, 0)
+    assert not any(world.events.values())
 
 
 def test_draining_refuses_new_requests_and_finishes_the_old(make_world: Any, make_job: Any) -> None:
