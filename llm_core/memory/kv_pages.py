@@ -229,13 +229,11 @@ class KVPages:
 
     def reclaimable_bytes(self) -> int:
         """The bytes of the spare slab, if there is one."""
-        if self._is_growing:  # a slab traded for a slab would gain nothing
-            return 0
         return self.slab_bytes * len(self._order.with_free(self.pages_per_slab))
 
     def reclaim(self, num_bytes: int) -> int:
         """Give the spare slab back."""
-        if num_bytes <= 0 or self._is_growing:
+        if num_bytes <= 0 or self._is_growing:  # trading a slab for a slab would go on for ever
             return 0
         return self._give_back_empty(keep=0)
 

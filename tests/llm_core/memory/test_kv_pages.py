@@ -70,6 +70,41 @@ def test_failed_allocation_of_a_slab_leaves_no_lease(monkeypatch: pytest.MonkeyP
     assert pages.num_slabs == 0
 
 
+class IdleComponent:
+    """A reclaimer that gives one slab's bytes at most, whatever it promises."""
+
+    name = "idle component"
+
+    def __init__(self, pages: KVPages, *, promises: int) -> None:
+        self.lease = pages.arena.lease(self.name, pages.slab_bytes, kind="weights")
+        self.promises = promises
+        pages.arena.add_reclaimer(self, order=10)
+
+    def reclaimable_bytes(self) -> int:
+        return self.promises
+
+    def reclaim(self, num_bytes: int) -> int:
+        given = self.lease.num_bytes
+        self.lease.release()
+        return given
+
+
+def test_spare_slab_is_not_traded_for_a_new_one_while_growing() -> None:
+    pages = make_pages(num_slabs=2)
+    pages.release(pages.allocate(1))
+    IdleComponent(pages, promises=pages.slab_bytes)
+    assert not pages.can_allocate(9)
+    assert len(pages.allocate(8)) == 8
+
+
+def test_broken_promise_of_a_reclaimer_is_out_of_pages_and_keeps_one_slab() -> None:
+    pages = make_pages(num_slabs=3)
+    IdleComponent(pages, promises=2 * pages.slab_bytes)
+    with pytest.raises(OutOfPages):
+        pages.allocate(16)
+    assert (pages.num_slabs, pages.used_pages) == (1, 0)
+
+
 def test_max_pages_is_what_the_budget_less_permanent_leases_could_hold() -> None:
     pages = make_pages(num_slabs=4)
     other = pages.arena.lease("video", 3 * 4 * PAGE, kind="latents")

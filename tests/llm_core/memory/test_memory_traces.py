@@ -30,7 +30,7 @@ NUM_SLABS = 10
 
 Prefix = tuple[str, tuple[int, ...]]
 
-token_lists = st.lists(st.integers(0, 1), max_size=14)
+token_lists = st.lists(st.sampled_from([0, 0, 0, 1]), min_size=4, max_size=16)
 namespaces = st.sampled_from(["", "adapter"])
 
 
@@ -95,7 +95,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.pages.retain(held)
         self.held.append(list(held))
 
-    @rule(num_pages=st.integers(0, 12))
+    @rule(num_pages=st.integers(0, 4))
     def evict(self, num_pages: int) -> None:
         evictable, cached = self.cache.evictable_pages, self.cache.cached_pages
         used = self.pages.used_pages
@@ -103,7 +103,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.seen["pages evicted"] += min(num_pages, evictable)
         assert cached - self.cache.cached_pages == used - self.pages.used_pages == min(num_pages, evictable)
 
-    @rule(num_bytes=st.integers(0, 4 * SLAB))
+    @rule(num_bytes=st.integers(0, 2 * SLAB))
     def reclaim(self, num_bytes: int) -> None:
         possible, before = self.cache.reclaimable_bytes(), self.arena.usage().leased_bytes
         given = self.cache.reclaim(num_bytes)
@@ -150,6 +150,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def release_lease(self, data: st.DataObject) -> None:
         self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1))).release()
 
+    @precondition(lambda self: self.cache.cached_pages > 12)
     @rule()
     def clear_cache(self) -> None:
         self.cache.clear()

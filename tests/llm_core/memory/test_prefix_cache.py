@@ -117,6 +117,18 @@ def test_evict_takes_no_page_in_use_and_none_above_one_in_use() -> None:
     assert pages.ref_count(above[0]) == 0
 
 
+def test_matched_prefix_is_not_evicted_until_it_is_released() -> None:
+    pages, cache = make_cache()
+    cache_sequence(pages, cache, [1] * 12)
+    held = cache.match([1] * 8)
+    assert cache.evictable_pages == 1
+    assert cache.evict(9) == 1
+    assert cache.match([1] * 12) == held
+    pages.release(held)
+    pages.release(held)
+    assert cache.evict(9) == 2
+
+
 def test_inserting_below_an_evictable_page_makes_it_stay() -> None:
     pages, cache = make_cache()
     cache_sequence(pages, cache, [1] * 4)
