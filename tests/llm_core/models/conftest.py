@@ -68,7 +68,7 @@ class MemoryWeights:
 class MemorySlabs:
     """`KVSlabs` full of NaN, with a hole where a slab was given back."""
 
-    def __init__(self, page_bytes: int, *, num_slabs: int = 4, pages_per_slab: int = 8, device: str = "cpu") -> None:
+    def __init__(self, page_bytes: int, *, num_slabs: int = 6, pages_per_slab: int = 8, device: str = "cpu") -> None:
         self.pages_per_slab = pages_per_slab
         self.page_bytes = page_bytes
         self._slabs: list[torch.Tensor | None] = [
