@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 from pathlib import Path
 
@@ -18,6 +20,10 @@ VARIANTS = {
 class BuildKernels(build_ext):
     """Compiles each instruction-set variant to a plain shared library with a C interface (no Python headers)."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
@@ -27,7 +33,7 @@ class BuildKernels(build_ext):
 
 def kernels() -> list[Extension]:
     sources = sorted(str(path) for path in CPU_KERNELS.glob("*.cpp"))
-    if not sources or sys.platform == "win32":
+    if not sources or sys.platform == "win32" or platform.machine() not in ("x86_64", "AMD64"):
         return []
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
     return [

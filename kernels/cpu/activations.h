@@ -9,6 +9,7 @@
 namespace braid {
 
 constexpr int kTile = 8;          // tokens that one pass over a weight panel serves
+constexpr float kTooSmall = 1e-30f;  // of a largest value: its reciprocal would overflow
 constexpr int kCodesBytes = 64;   // a token's codes of one group, see store_codes
 constexpr int kScalesFloats = 4;  // scale, scale * sum(q), 8 * sum(q), 128 * sum(q); the last two are int32
 
@@ -33,7 +34,6 @@ struct Activations {
 template <bool Exact>
 inline void quantize_group(const Activations& to, int token, int group, Floats x0, Floats x1) {
     constexpr float kLargest = Exact ? 127.0f * 256.0f : 127.0f;
-    constexpr float kTooSmall = 1e-30f;  // its reciprocal would overflow
     const float largest = max_lanes(max(abs(x0), abs(x1)));
     const float scale = largest / kLargest;
     const float inverse = largest > kTooSmall ? kLargest / largest : 0.0f;

@@ -12,6 +12,14 @@ struct Span {
     int begin, end;
 };
 
+// A page's share of one head.
+struct Block {
+    const float* key_scales;
+    const float* value_scales;
+    const int16_t* keys;
+    const int16_t* values;
+};
+
 Span visible_blocks(const QueryTile& tile, int chunk) {
     const int first = *std::min_element(tile.first, tile.first + tile.size);
     const int last = *std::max_element(tile.last, tile.last + tile.size);
@@ -22,7 +30,7 @@ Span visible_blocks(const QueryTile& tile, int chunk) {
 
 // scores[r][16 * b ..] of B blocks at once; each score adds up its products in the order of the head's dimensions.
 template <int R, int B>
-void score_blocks(const float* queries, const uint16_t* const* keys, int head_dim, int block, float* scores) {
+void score_blocks(const float* queries, const Block* blocks, int head_dim, float* scores) {
     Floats sum[R][B];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
@@ -32,37 +40,33 @@ void score_blocks(const float* queries, const uint16_t* const* keys, int head_di
     for (int d = 0; d < head_dim; d++, queries += R) {
         Floats key[B];
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) key[b] = load_half(keys[b] + d * kPageTokens);
+        for (int b = 0; b < B; b++) key[b] = load_int16(blocks[b].keys + d * kPageTokens);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
             for (int b = 0; b < B; b++) sum[r][b] = fma(splat(queries[r]), key[b], sum[r][b]);
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) store(scores + r * kChunkTokens + (block + b) * kPageTokens, sum[r][b]);
+    for (int b = 0; b < B; b++) {
+        const Floats scale = load(blocks[b].key_scales);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) store(scores + r * kChunkTokens + b * kPageTokens, sum[r][b] * scale);
     }
 }
 
 template <int R>
-void score_chunk(const QueryTile& tile, const KeyValues& cache, int chunk, Span span, float* scores) {
+void score_chunk(const QueryTile& tile, const Block* blocks, int head_dim, Span span, float* scores) {
     constexpr int B = R <= 3 ? 4 : 2;
-    int block = span.begin;
-    const uint16_t* keys[B];
-    for (; block + B <= span.end; block += B) {
-        for (int b = 0; b < B; b++) keys[b] = cache.keys(chunk * kBlocks + block + b);
-        score_blocks<R, B>(tile.values, keys, cache.head_dim, block, scores);
-    }
-    for (; block < span.end; block++) {
-        keys[0] = cache.keys(chunk * kBlocks + block);
-        score_blocks<R, 1>(tile.values, keys, cache.head_dim, block, scores);
-    }
+    int b = span.begin;
+    for (; b + B <= span.end; b += B)
+        score_blocks<R, B>(tile.values, blocks + b, head_dim, scores + b * kPageTokens);
+    for (; b < span.end; b++) score_blocks<R, 1>(tile.values, blocks + b, head_dim, scores + b * kPageTokens);
 }
 
-// Turns one query's scores into exponentials, 0 where it does not see the key.
-void exponentiate(float* scores, int start, Span span, int first, int last, Partial* partial) {
+// Turns one query's scores into the weights of the stored values: exponentials, 0 where it does not see the key, times
+// the values' scales.
+void weigh(float* scores, const Block* blocks, int start, Span span, int first, int last, Partial* partial) {
     const Floats hidden = splat(kMinusInfinity);
     Floats largest = hidden;
     for (int b = span.begin; b < span.end; b++) {
@@ -78,7 +82,7 @@ void exponentiate(float* scores, int start, Span span, int first, int last, Part
     Floats sum = zeros();
     for (int b = span.begin; b < span.end; b++) {
         const Floats weight = exp(load(scores + b * kPageTokens) - shift);
-        store(scores + b * kPageTokens, weight);
+        store(scores + b * kPageTokens, weight * load(blocks[b].value_scales));
         sum = sum + weight;
     }
     partial->sum = sum_lanes(sum);
@@ -86,7 +90,7 @@ void exponentiate(float* scores, int start, Span span, int first, int last, Part
 
 // values[r][v ..] = sum over the chunk's keys, in order, of weight * value; V vectors of the head at once.
 template <int R, int V>
-void weigh_values(const float* weights, const uint16_t* const* values, Span span, int keys_in_last, int head_dim, int v,
+void add_values(const float* weights, const Block* blocks, Span span, int keys_in_last, int head_dim, int v,
                   Partial* partials) {
     Floats sum[R][V];
 #pragma GCC unroll 8
@@ -95,13 +99,13 @@ void weigh_values(const float* weights, const uint16_t* const* values, Span span
         for (int i = 0; i < V; i++) sum[r][i] = zeros();
     }
     for (int b = span.begin; b < span.end; b++) {
-        const uint16_t* value = values[b] + v * kLanes;
+        const int16_t* value = blocks[b].values + v * kLanes;
         const float* weight = weights + b * kPageTokens;
         const int keys = b == span.end - 1 ? keys_in_last : kPageTokens;
         for (int j = 0; j < keys; j++, value += head_dim, weight++) {
             Floats x[V];
 #pragma GCC unroll 4
-            for (int i = 0; i < V; i++) x[i] = load_half(value + i * kLanes);
+            for (int i = 0; i < V; i++) x[i] = load_int16(value + i * kLanes);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 const Floats w = splat(weight[r * kChunkTokens]);
@@ -122,11 +126,14 @@ void attend(const QueryTile& tile, const KeyValues& cache, int chunk, Partial* p
     const int start = chunk * kChunkTokens;
     const Span span = visible_blocks(tile, chunk);
     alignas(64) float scores[R * kChunkTokens];
-    const uint16_t* values[kBlocks];
-    for (int b = span.begin; b < span.end; b++) values[b] = cache.values(chunk * kBlocks + b);
-    score_chunk<R>(tile, cache, chunk, span, scores);
+    Block blocks[kBlocks];
+    for (int b = span.begin; b < span.end; b++) {
+        const int page = chunk * kBlocks + b;
+        blocks[b] = {cache.key_scales(page), cache.value_scales(page), cache.keys(page), cache.values(page)};
+    }
+    score_chunk<R>(tile, blocks, cache.head_dim, span, scores);
     for (int r = 0; r < R; r++)
-        exponentiate(scores + r * kChunkTokens, start, span, tile.first[r], tile.last[r], &partials[r]);
+        weigh(scores + r * kChunkTokens, blocks, start, span, tile.first[r], tile.last[r], &partials[r]);
 
     // Slots after the last visible key have never been written: they may hold anything.
     const int last = *std::max_element(tile.last, tile.last + R);
@@ -135,8 +142,8 @@ void attend(const QueryTile& tile, const KeyValues& cache, int chunk, Partial* p
     const int vectors = cache.head_dim / kLanes;
     int v = 0;
     for (; v + V <= vectors; v += V)
-        weigh_values<R, V>(scores, values, span, keys_in_last, cache.head_dim, v, partials);
-    for (; v < vectors; v++) weigh_values<R, 1>(scores, values, span, keys_in_last, cache.head_dim, v, partials);
+        add_values<R, V>(scores, blocks, span, keys_in_last, cache.head_dim, v, partials);
+    for (; v < vectors; v++) add_values<R, 1>(scores, blocks, span, keys_in_last, cache.head_dim, v, partials);
 }
 
 }  // namespace

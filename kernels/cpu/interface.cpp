@@ -1,6 +1,8 @@
 // The C interface: what library.py loads. Functions that can fail return null or a static message.
+#include <algorithm>
 #include <exception>
 #include <new>
+#include <vector>
 
 #include "linear.h"
 #include "step.h"
@@ -8,6 +10,73 @@
 #define BRAID_EXPORT extern "C" __attribute__((visibility("default")))
 
 using braid::Model;
+
+namespace {
+
+// One matrix on its own, for a linear layer outside of a packed model.
+struct Linear {
+    braid::Matrix matrix;
+    braid::Region region;
+    bool exact;
+};
+
+template <bool Exact>
+void multiply(const Linear& linear, const float* x, int32_t num_tokens, float* out) {
+    const braid::Matrix& matrix = linear.matrix;
+    braid::Activations codes;
+    codes.num_tokens = num_tokens;
+    codes.groups = matrix.num_groups();
+    std::vector<uint8_t> code_bytes(braid::Activations::codes_bytes(num_tokens, codes.groups));
+    std::vector<float> scales(braid::Activations::scales_bytes(num_tokens, codes.groups) / sizeof(float));
+    codes.codes = code_bytes.data();
+    codes.scales = scales.data();
+    for (int token = 0; token < num_tokens; token++)
+        braid::quantize_row<Exact>(codes, token, x + size_t(token) * matrix.columns);
+    for (int panel = 0; panel < matrix.num_panels(); panel++) {
+        const int first = panel * braid::kPanelRows, count = std::min(braid::kPanelRows, matrix.rows - first);
+        for (int tile = 0; tile < codes.num_tiles(); tile++) {
+            float rows[braid::kTile * braid::kPanelRows];
+            const int size = codes.tile_size(tile);
+            braid::panel_kernel(matrix.format, size, Exact)(matrix.panel(panel), codes.groups, codes.tile_codes(tile),
+                                                            codes.tile_scales(tile), rows, braid::kPanelRows);
+            for (int t = 0; t < size; t++)
+                std::copy_n(rows + t * braid::kPanelRows, count,
+                            out + (size_t(tile) * braid::kTile + t) * matrix.rows + first);
+        }
+    }
+}
+
+}  // namespace
+
+BRAID_EXPORT Linear* braid_linear_create(int32_t stored, const uint8_t* blocks, int32_t rows, int32_t columns,
+                                         int32_t exact) try {
+    Linear* linear = new Linear();
+    braid::Matrix& matrix = linear->matrix;
+    linear->exact = exact;
+    matrix.format = braid::format_of(static_cast<braid::Stored>(stored));
+    matrix.rows = rows;
+    matrix.columns = columns;
+    matrix.stride = matrix.panel_bytes();
+    linear->region.allocate(matrix.num_panels() * matrix.stride);
+    matrix.panels = linear->region.data();
+    for (int panel = 0; panel < matrix.num_panels(); panel++)
+        braid::pack_panel(matrix, static_cast<braid::Stored>(stored), blocks, panel);
+    return linear;
+} catch (const std::bad_alloc&) {
+    return nullptr;
+}
+
+// x (num_tokens, columns), out (num_tokens, rows); on the calling thread.
+BRAID_EXPORT void braid_linear_multiply(const Linear* linear, const float* x, int32_t num_tokens, float* out) {
+    linear->exact ? multiply<true>(*linear, x, num_tokens, out) : multiply<false>(*linear, x, num_tokens, out);
+}
+
+// Row `row` of the matrix, dequantised.
+BRAID_EXPORT void braid_linear_row(const Linear* linear, int32_t row, float* out) {
+    braid::dequantize_row(linear->matrix, row, out);
+}
+
+BRAID_EXPORT void braid_linear_free(Linear* linear) { delete linear; }
 
 BRAID_EXPORT Model* braid_model_create(const BraidConfig* config, int32_t num_threads) try {
     return new Model(*config, num_threads);

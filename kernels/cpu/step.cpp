@@ -12,6 +12,7 @@ namespace braid {
 namespace {
 
 constexpr size_t kBlockBytes = 192 << 10;  // activations that stay in the L2 cache while weights pass by
+constexpr float kLargestInt16 = 32767.0f;
 
 struct Range {
     int begin, end;
@@ -187,7 +188,7 @@ private:
     }
 
     KeyValues cache(int layer, int kv_head, int sequence) const {
-        const size_t head_bytes = size_t(2) * config_.head_dim * kPageTokens * sizeof(uint16_t);
+        const size_t head_bytes = KeyValues::head_bytes(config_.head_dim);
         const size_t heads = config_.num_kv_heads;
         return {batch_.block_tables + size_t(sequence) * batch_.max_pages,
                 batch_.slabs,
@@ -197,24 +198,29 @@ private:
                 config_.head_dim};
     }
 
-    // Halves end at 65504: an infinity would spoil what is multiplied by a weight of 0.
-    static void to_half(const float* row, int size, uint16_t* out) {
-        const Floats limit = splat(65504.0f);
-        for (int i = 0; i < size; i += kLanes) store_half(out + i, max(min(load(row + i), limit), zeros() - limit));
+    // Rounds a token's key or value to 16-bit integers and returns their scale.
+    static float to_int16(const float* row, int size, int16_t* out) {
+        Floats largest = zeros();
+        for (int i = 0; i < size; i += kLanes) largest = max(largest, abs(load(row + i)));
+        const float most = max_lanes(largest);
+        const Floats inverse = splat(most > kTooSmall ? kLargestInt16 / most : 0.0f);
+        for (int i = 0; i < size; i += kLanes) store_int16(out + i, round_to_int(load(row + i) * inverse));
+        return most / kLargestInt16;
     }
 
     void store_key(int layer, int kv_head, int token, const float* row) {
-        const int position = batch_.positions[token];
-        uint16_t halves[kMaxHeadDim];
-        to_half(row, config_.head_dim, halves);
-        uint16_t* keys = cache(layer, kv_head, batch_.sequence_index[token]).keys(position / kPageTokens);
-        for (int i = 0; i < config_.head_dim; i++) keys[i * kPageTokens + position % kPageTokens] = halves[i];
+        const int position = batch_.positions[token], page = position / kPageTokens, slot = position % kPageTokens;
+        const KeyValues to = cache(layer, kv_head, batch_.sequence_index[token]);
+        int16_t key[kMaxHeadDim];
+        to.key_scales(page)[slot] = to_int16(row, config_.head_dim, key);
+        int16_t* keys = to.keys(page) + slot;
+        for (int i = 0; i < config_.head_dim; i++) keys[i * kPageTokens] = key[i];
     }
 
     void store_value(int layer, int kv_head, int token, const float* row) {
-        const int position = batch_.positions[token];
-        uint16_t* values = cache(layer, kv_head, batch_.sequence_index[token]).values(position / kPageTokens);
-        to_half(row, config_.head_dim, values + position % kPageTokens * config_.head_dim);
+        const int position = batch_.positions[token], page = position / kPageTokens, slot = position % kPageTokens;
+        const KeyValues to = cache(layer, kv_head, batch_.sequence_index[token]);
+        to.value_scales(page)[slot] = to_int16(row, config_.head_dim, to.values(page) + slot * config_.head_dim);
     }
 
     void attend(int layer, int thread) {

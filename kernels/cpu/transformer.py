@@ -104,7 +104,8 @@ class TransformerSizes:
 
     @property
     def page_bytes(self) -> int:
-        return self.num_layers * self.num_kv_heads * self.head_dim * PAGE_TOKENS * 2 * 2
+        """Keys and values of 16 positions: 16-bit integers, and a float scale for each of them, position and head."""
+        return self.num_layers * self.num_kv_heads * PAGE_TOKENS * 2 * (self.head_dim * 2 + 4)
 
     def why_not(self) -> str | None:
         """Why the kernels cannot run a model of these sizes, or None."""

@@ -34,8 +34,8 @@ inline Floats where_le(Floats a, Floats b, Floats x, Floats y) {
 inline Floats load_half(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-inline void store_half(uint16_t* p, Floats a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+inline Floats load_int16(const int16_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))))};
 }
 
 inline Ints splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -44,6 +44,9 @@ inline Floats to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Ints shift_left_23(Ints a) { return {_mm512_slli_epi32(a.v, 23)}; }
 inline Floats as_float(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
+inline void store_int16(int16_t* p, Ints a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
 inline int32_t sum_lanes(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 
 // The order of additions is part of the result: lanes 8 apart first, then 4, 2 and 1.
