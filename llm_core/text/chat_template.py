@@ -6,6 +6,9 @@ It knows no token ids: `Tokenizer.encode(text, add_special_tokens=False)` reads 
 from __future__ import annotations
 
 import datetime
+import functools
+import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import jinja2
 from braid.errors import InvalidRequest, ModelFileError
 from braid.llm_core.text.messages import check_messages
 from braid.llm_core.text.model_folder import read_json, read_special_tokens
+from braid.llm_core.text.render_budget import RenderBudget
 from braid.llm_core.text.template_sandbox import TemplateRefusedError, TemplateSandbox
 
 GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -35,12 +39,12 @@ class ChatTemplate:
         """
         self.source = source
         self._special_tokens = dict(special_tokens)
-        environment = TemplateSandbox()
-        clock = now or datetime.datetime.now
-        environment.globals["strftime_now"] = lambda form: clock().strftime(form)
+        self._sandbox = TemplateSandbox()
+        self._sandbox.globals["strftime_now"] = functools.partial(_strftime, now or datetime.datetime.now)
+        self._sandbox_lock = threading.Lock()
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = self._sandbox.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ModelFileError(f"the chat template is not valid Jinja: {error}") from error
 
     def render(
@@ -56,14 +60,38 @@ class ChatTemplate:
         Raises:
             InvalidRequest: a message is wrong, or the template refuses the conversation.
         """
-        checked = check_messages(messages)
+        variables = {
+            "tools": None,
+            "documents": None,
+            **self._special_tokens,
+            **(template_kwargs or {}),
+            "messages": check_messages(messages),
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            return self._template.render(
-                **{"tools": None, "documents": None, **self._special_tokens, **(template_kwargs or {})},
-                messages=checked, add_generation_prompt=add_generation_prompt,
-            )
+            return self._run(variables)
         except TemplateRefusedError as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from None
+        except Exception as error:  # the template is a foreign program: whatever it raises ends one request
+            raise InvalidRequest(
+                f"the chat template fails on these messages: {error or type(error).__name__}", param="messages"
+            ) from error
+
+    def _run(self, variables: dict[str, Any]) -> str:
+        pieces: list[str] = []
+        with self._sandbox_lock:
+            self._sandbox.budget = budget = RenderBudget()
+            for piece in self._template.generate(variables):
+                budget.grow(len(piece))
+                pieces.append(piece)
+        return "".join(pieces)
+
+
+def _strftime(now: Callable[[], datetime.datetime], form: str) -> str:
+    """The time now. Widths such as `%999999d`, which some C libraries obey, are refused."""
+    if len(form) > 200 or re.search(r"%[^a-zA-Z%]*\d", form):
+        raise ValueError(f"strftime_now({form[:200]!r}) must be a short format without widths")
+    return now().strftime(form)
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> ChatTemplate | None:
