@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from braid.llm_core.layers.attention_plan import BLOCK_TOKENS, AttentionPlan, Group, SlabRows
+from braid.llm_core.layers.block_products import BlockProducts
 from braid.llm_core.layers.kv_layout import KVLayout
-
-BlockProduct = Callable[[Tensor, Tensor], Tensor]
-"""(batch, n, k) times (batch, k, m) to (batch, n, m) float32."""
 
 
 def write_kv(
@@ -30,7 +28,7 @@ def write_kv(
 
 
 def attend(
-    queries: Tensor, slabs: Sequence[Tensor], plan: AttentionPlan, layout: KVLayout, layer: int, product: BlockProduct
+    queries: Tensor, slabs: Sequence[Tensor], plan: AttentionPlan, layout: KVLayout, layer: int, products: BlockProducts
 ) -> Tensor:
     """Softmax attention of each query head over the keys that the plan lets it see.
 
@@ -40,25 +38,25 @@ def attend(
         (num_tokens, num_heads * head_dim) float32.
     """
     rows = queries.reshape(-1, layout.head_dim)
-    results = [_attend_group(rows, slabs, group, layout, layer, product) for group in plan.groups]
+    results = [_attend_group(rows, slabs, group, layout, layer, products) for group in plan.groups]
     gathered = results[0] if len(results) == 1 else torch.cat(results)
     return gathered.index_select(0, plan.outputs).view(queries.shape[0], -1)
 
 
 def _attend_group(
-    rows: Tensor, slabs: Sequence[Tensor], group: Group, layout: KVLayout, layer: int, product: BlockProduct
+    rows: Tensor, slabs: Sequence[Tensor], group: Group, layout: KVLayout, layer: int, products: BlockProducts
 ) -> Tensor:
     """(B * H * R, head_dim) results of one group."""
     head_dim = layout.head_dim
     keys, values = _gather(slabs, group, layout, layer)
     queries = rows.index_select(0, group.queries).view(-1, group.num_rows, head_dim)
-    scores = product(queries, keys.transpose(1, 2))  # (B * H * N, R, BLOCK_TOKENS)
+    scores = products.scores(queries, keys)  # (B * H * N, R, BLOCK_TOKENS)
     by_head = scores.view(group.num_tiles, -1, group.num_blocks, group.num_rows, BLOCK_TOKENS)
     by_head.add_(group.mask)
     probabilities = by_head.sub_(by_head.amax((2, 4), keepdim=True)).exp_()
     weights = probabilities.view(-1, group.num_rows, BLOCK_TOKENS)
-    totals = add_pairwise(weights.sum(-1, keepdim=True).view(-1, group.num_blocks, group.num_rows, 1))
-    sums = product(weights.to(values.dtype), values).view(-1, group.num_blocks, group.num_rows, head_dim)
+    totals = add_pairwise(products.totals(weights).view(-1, group.num_blocks, group.num_rows, 1))
+    sums = products.sums(weights, values).view(-1, group.num_blocks, group.num_rows, head_dim)
     return add_pairwise(sums).div(totals).view(-1, head_dim)
 
 
@@ -92,8 +90,3 @@ def add_pairwise(blocks: Tensor) -> Tensor:
         blocks[:, : num_blocks - step : 2 * step] += blocks[:, step :: 2 * step]
         step *= 2
     return blocks[:, 0]
-
-
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """A batched product in float32, of float32 or upcast factors."""
-    return torch.bmm(a.float(), b.float())

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from braid.llm_core.layers.activation import gated
-from braid.llm_core.layers.attention import attend, exact_product, write_kv
+from braid.llm_core.layers.attention import attend, write_kv
 from braid.llm_core.layers.attention_plan import MAX_TILE_TOKENS, AttentionPlan, PlanLimits, Planner, SlabRows
+from braid.llm_core.layers.block_products import CpuProducts, GpuProducts
 from braid.llm_core.layers.kv_layout import PAGE_TOKENS, KVLayout
 from braid.llm_core.layers.norm import rms_norm
 from braid.llm_core.layers.rotary import RotaryTable, layer_frequencies, rotate
@@ -28,6 +29,8 @@ from braid.llm_core.models.model import ForwardBatch, ForwardResult, IntArray, K
 from braid.llm_core.models.torch_weights import LayerWeights, TorchWeights, WeightLoader
 
 CPU_LIMITS = PlanLimits(row_tile=8, tile_tokens=(1, 2, 4, 8, 16, 32, MAX_TILE_TOKENS), group_bytes=8 << 20)
+GPU_LIMITS = PlanLimits(row_tile=16, tile_tokens=(16,), group_bytes=256 << 20)
+"""One size of tile: a decode step pays for 16 tokens in its attention, which a GPU hardly notices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class TorchModel:
         kinds = {config.is_sliding(layer) for layer in range(config.num_layers)}
         self._rotary = {k: RotaryTable(layer_frequencies(config, is_sliding=k), self._device) for k in kinds}
         self._planners = {k: self._planner(config.sliding_window if k else None) for k in kinds}
+        self._products = CpuProducts() if self.device == "cpu" else GpuProducts()
         self._row_tile = self._weights.lm_head.buckets[0]
 
     def describe(self) -> dict[str, Any]:
@@ -132,8 +136,9 @@ class TorchModel:
         return self._weights
 
     def _planner(self, window: int | None) -> Planner:
+        limits = CPU_LIMITS if self.device == "cpu" else GPU_LIMITS
         return Planner(
-            self._layout, num_heads=self.config.num_heads, window=window, limits=CPU_LIMITS, device=self._device
+            self._layout, num_heads=self.config.num_heads, window=window, limits=limits, device=self._device
         )
 
     def _step(self, batch: ForwardBatch, slabs: KVSlabs) -> _Step:
@@ -178,7 +183,7 @@ class TorchModel:
         rotated[:, config.num_heads :] = keys
         write_kv(heads[: step.num_tokens, config.num_heads :], step.slabs, step.writes, self._layout, number)
         queries = (queries * config.attention_scale).to(self.dtype)
-        attended = attend(queries, step.slabs, step.plans[is_sliding], self._layout, number, exact_product)
+        attended = attend(queries, step.slabs, step.plans[is_sliding], self._layout, number, self._products)
         return layer.output(attended.to(self.dtype))
 
     def _normed_heads(self, heads: Tensor, layer: LayerWeights) -> Tensor:
