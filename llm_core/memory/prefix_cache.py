@@ -26,7 +26,7 @@ class Node:
         self.parent = parent
         self.children: dict[Hashable, Node] = {}
         self.last_used = last_used
-        """Tick of the last use of this node or of any evicted one below it."""
+        """Tick at which somebody last let go of the page, or inserted the same tokens."""
         self.is_held = True
         """Whether somebody beside the cache holds the page."""
         self.num_busy_children = 0
@@ -73,11 +73,8 @@ class PrefixCache:
             namespace: prefixes of different namespaces are never shared (an adapter's id, a tenant).
         """
         with self._lock:
-            node, pages = self._walk(self._keys(token_ids), namespace)
-            self._tick += 1
-            if pages:
-                node.last_used = self._tick
-                self._pages.retain(pages)
+            _, pages = self._walk(self._keys(token_ids), namespace)
+            self._pages.retain(pages)
             return pages
 
     def insert(self, token_ids: Sequence[int], pages: Sequence[int], *, namespace: Hashable = ()) -> int:
@@ -260,7 +257,6 @@ class PrefixCache:
         del self._nodes[leaf.page]
         self.evictable_pages -= 1
         self._free_in_slab[leaf.page // self._pages.pages_per_slab] -= 1
-        parent.last_used = max(parent.last_used, leaf.last_used)
         if not parent.children:
             if parent.is_free:
                 self._push(parent)

@@ -63,6 +63,7 @@ def test_namespaces_never_share() -> None:
     pages.release(first)
     assert cache.evict(9) == 2
     assert cache.match([1] * 8, namespace="adapter") == []
+    assert cache._roots == {}, "a namespace without pages takes no memory"
 
 
 def test_token_ids_past_31_bits_are_kept_apart() -> None:
@@ -102,6 +103,17 @@ def test_touched_leaf_is_evicted_last() -> None:
     cache.insert([1] * 4, duplicate)
     cache.evict(1)
     assert (pages.ref_count(first[0]), pages.ref_count(second[0])) == (1, 0)
+    assert cache.evict(9) == 1
+
+
+def test_prefix_used_a_thousand_times_is_remembered_once() -> None:
+    pages, cache = make_cache()
+    cache_sequence(pages, cache, [1] * 12)
+    cache_sequence(pages, cache, [2] * 12)
+    for _ in range(1000):
+        pages.release(cache.match([1] * 12))
+    assert len(cache._leaves) < 100
+    assert cache.evict(9) == 6
 
 
 def test_evict_takes_no_page_in_use_and_none_above_one_in_use() -> None:
