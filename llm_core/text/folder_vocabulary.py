@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from braid.errors import ModelFileError, UnsupportedModel
-from braid.llm_core.text.model_folder import read_generation_eos_ids, read_json, read_special_tokens
+from braid.llm_core.text.model_folder import read_generation_eos_ids, read_special_tokens
 from braid.llm_core.text.sentencepiece_vocabulary import read_sentencepiece_model
 from braid.llm_core.text.vocabulary import SPIECE_SPACE, Vocabulary, byte_level_bytes, sentencepiece_bytes
 
@@ -31,7 +31,7 @@ def _read_tokenizer_json(folder: Path) -> Vocabulary:
     eos = _special_id(folder, backend, special_tokens, "eos_token")
     eos_ids = tuple(dict.fromkeys([*([] if eos is None else [eos]), *read_generation_eos_ids(folder)]))
     special_ids = {i for i, token in added.items() if token.special} | set(eos_ids) | ({bos} - {None})
-    prefix, suffix = _added_around(folder, backend, bos, eos)
+    prefix, suffix = _added_around(backend)
     decoder = _Decoder(folder, backend)
     return Vocabulary(
         backend=backend,
@@ -105,17 +105,10 @@ def _special_id(
     return token_id
 
 
-def _added_around(
-    folder: Path, backend: tokenizers.Tokenizer, bos: int | None, eos: int | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids put before and behind a text. `add_bos_token` and `add_eos_token` of tokenizer_config.json, if either is
-    there, count before the post-processor of tokenizer.json, as they do in `transformers`."""
-    config = read_json(folder / "tokenizer_config.json")
-    if "add_bos_token" in config or "add_eos_token" in config:
-        prefix = (bos,) if config.get("add_bos_token") and bos is not None else ()
-        suffix = (eos,) if config.get("add_eos_token") and eos is not None else ()
-        return prefix, suffix
+def _added_around(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that the post-processor puts before and behind a text. It alone decides, as in `transformers`: beside a
+    tokenizer.json, `add_bos_token` in tokenizer_config.json says nothing."""
     plain = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids
-    start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    start = next(at for at in range(len(whole) + 1) if whole[at : at + len(plain)] == plain)
     return tuple(whole[:start]), tuple(whole[start + len(plain) :])
