@@ -100,7 +100,9 @@ def test_a_trace_with_preemption_gives_the_bits_of_each_request_alone(
     assert rig.workload.counters.preemptions > 0
 
 
-def test_seventeen_requests_that_share_prefixes_give_the_bits_of_each_alone(model: LanguageModel, tokenizer: Tokenizer) -> None:
+def test_seventeen_requests_that_share_prefixes_give_the_bits_of_each_alone(
+    model: LanguageModel, tokenizer: Tokenizer
+) -> None:
     rig = check_trace(model, tokenizer, 3, num_pages=400, count=17)
     assert rig.workload.counters.cached_tokens > 0
 

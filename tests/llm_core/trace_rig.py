@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from braid.llm_core.batching import BatchLimits
-from braid.llm_core.core import Request
+from braid.llm_core.core import Offer, Request, RequestClass
 from braid.llm_core.decode import GenerateParams
-from braid.llm_core.engine.messages import SamplingParams, TextDelta
+from braid.llm_core.engine.messages import Failed, Finished, SamplingParams, TextDelta
 from braid.llm_core.engine.sampling import SampledToken, Sampler, SamplingState
 from braid.llm_core.language_workload import LanguageWorkload
 from braid.llm_core.memory.arena import Arena
@@ -42,6 +42,7 @@ class Output:
 
     token_ids: list[int] = field(default_factory=list)
     logits: list[str] = field(default_factory=list)
+    last_event: Any = None
 
 
 class RecordingSampler(Sampler):
@@ -81,24 +82,35 @@ class Rig:
             limits=BatchLimits(max_sequences=max_sequences, max_step_tokens=512, min_chunk_tokens=1),
         )
 
-    def submit(self, name: str, prompt: Prompt, *, use_prefix_cache: bool) -> None:
+    def submit(
+        self,
+        name: str,
+        prompt: Prompt,
+        *,
+        use_prefix_cache: bool,
+        request_class: RequestClass = RequestClass.INTERACTIVE,
+    ) -> None:
         output = self.outputs[name] = Output()
 
         def sink(event: Any) -> None:
             if isinstance(event, TextDelta):
                 output.token_ids.extend(event.token_ids)
-            elif type(event).__name__ in ("Finished", "Failed"):
+            elif isinstance(event, Finished | Failed):
                 self.open.discard(name)
-                assert type(event).__name__ == "Finished", event
+                output.last_event = event
 
         sampling = SamplingParams(temperature=prompt.temperature, max_tokens=prompt.max_tokens, ignore_eos=True)
         params = GenerateParams(prompt.token_ids, sampling, prompt.seed, prompt.max_tokens, use_prefix_cache)
-        request = Request(name, params, sink)
+        request = Request(name, params, sink, request_class)
         self.open.add(name)
         self.workload.admit(request, 0.0)
         state = self.workload._jobs[name].tasks[0].sampling
         self._states.append(state)  # keeps its id from being reused
         self.sampler.digests[id(state)] = output.logits
+
+    def offers(self) -> list[Offer]:
+        """All offers, most urgent first as the policy would have them: by class, then arrival."""
+        return sorted(self.workload.offers(0.0), key=lambda offer: offer.request_class)
 
     def step(self, rng: Random) -> None:
         """One step for a random selection of the requests in a random order, within a random budget."""
@@ -118,5 +130,6 @@ class Rig:
             elif self.open:
                 self.step(rng)
             else:
+                assert not [o.last_event for o in self.outputs.values() if isinstance(o.last_event, Failed)]
                 return
         raise AssertionError(f"no end in sight for {sorted(self.open)}")

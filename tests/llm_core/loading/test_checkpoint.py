@@ -104,3 +104,13 @@ def test_opening_imports_neither_transformers_nor_the_hub(models: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "tiny-folder"])
+def test_the_tokenizer_and_the_chat_template_come_with_the_checkpoint(models: Path, name: str) -> None:
+    checkpoint = open_checkpoint(models / name)
+    tokenizer = checkpoint.tokenizer()
+    ids = tokenizer.encode("in the heat", add_special_tokens=False)
+    assert tokenizer.decode(ids) == "in the heat"
+    assert max(ids) < checkpoint.config.vocab_size
+    assert checkpoint.chat_template() is not None

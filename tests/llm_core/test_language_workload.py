@@ -1,0 +1,190 @@
+"""Memory, failure and order within the language workload, on a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from braid.errors import RequestCancelled
+from braid.llm_core.core import Request, RequestClass
+from braid.llm_core.encode import EncodeParams
+from braid.llm_core.engine.messages import Encoded, Failed, Finished
+from braid.llm_core.loading.checkpoint import open_checkpoint
+from braid.llm_core.models.model import ForwardBatch, ForwardResult, KVSlabs
+from braid.llm_core.models.torch_model import TorchModel
+from braid.llm_core.text.tokenizer import Tokenizer
+from braid.tests.llm_core.trace_rig import Output, Prompt, Rig
+from braid.tests.tiny_models import write_gguf
+
+SHORT = Prompt(tuple(range(40, 60)), max_tokens=6, seed=1, temperature=1.0)
+LONG = Prompt(tuple(range(30, 94)), max_tokens=40, seed=2, temperature=1.0)
+
+
+class TroubledModel:
+    """A real model whose forward calls can be made to go wrong."""
+
+    def __init__(self, model: TorchModel) -> None:
+        self._model = model
+        self.fails = False
+        self.poisoned_token: int | None = None
+        """Logits computed for this input token are NaN."""
+        self.batches: list[ForwardBatch] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, batch: ForwardBatch, slabs: KVSlabs) -> ForwardResult:
+        self.batches.append(batch)
+        if self.fails:
+            raise RuntimeError("the device is gone")
+        result = self._model.forward(batch, slabs)
+        logits = np.array(result.logits)
+        logits[batch.input_ids[batch.logits_rows] == self.poisoned_token] = np.nan
+        return ForwardResult(logits, result.hidden_states)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchModel, Tokenizer]:
+    checkpoint = open_checkpoint(write_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", "llama"))
+    return TorchModel(checkpoint.config, checkpoint.weights, device="cpu"), checkpoint.tokenizer()
+
+
+@pytest.fixture
+def model(loaded: tuple[TorchModel, Tokenizer]) -> TroubledModel:
+    return TroubledModel(loaded[0])
+
+
+@pytest.fixture
+def rigs(model: TroubledModel, loaded: tuple[TorchModel, Tokenizer]) -> Iterator[Any]:
+    made: list[Rig] = []
+
+    def make(num_pages: int) -> Rig:
+        made.append(Rig(model, loaded[1], num_pages=num_pages))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for rig in made:
+        assert rig.pages.used_pages == rig.prefix_cache.cached_pages
+
+
+def run_all(rig: Rig, *, steps: int = 500) -> None:
+    for _ in range(steps):
+        if not rig.open:
+            return
+        rig.workload._stalled_until = 0.0
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    raise AssertionError("no end in sight")
+
+
+def alone(rigs: Any, prompt: Prompt) -> Output:
+    rig = rigs(64)
+    rig.submit("alone", prompt, use_prefix_cache=False)
+    run_all(rig)
+    output: Output = rig.outputs["alone"]
+    return output
+
+
+def test_a_step_that_raises_advances_nobody(rigs: Any, model: TroubledModel) -> None:
+    expected = alone(rigs, SHORT)
+    rig = rigs(64)
+    rig.submit("a", SHORT, use_prefix_cache=True)
+    for _ in range(3):
+        rig.workload.run(rig.offers(), budget_ms=1000)
+        model.fails = True
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            rig.workload.run(rig.offers(), budget_ms=1000)
+        model.fails = False
+    run_all(rig)
+    assert rig.outputs["a"].token_ids == expected.token_ids
+
+
+def test_logits_that_are_not_finite_end_one_request_alone(rigs: Any, model: TroubledModel) -> None:
+    expected = alone(rigs, SHORT)
+    rig = rigs(64)
+    bad = Prompt((10, 11, 12), max_tokens=5, seed=0, temperature=0.0)
+    rig.submit("good", SHORT, use_prefix_cache=False)
+    rig.submit("bad", bad, use_prefix_cache=False)
+    model.poisoned_token = 12
+    run_all(rig)
+    assert isinstance(rig.outputs["bad"].last_event, Failed)
+    assert rig.outputs["bad"].last_event.code == "bad_logits"
+    assert rig.outputs["good"].token_ids == expected.token_ids
+
+
+def test_the_latest_of_the_least_urgent_class_is_preempted(rigs: Any) -> None:
+    rig = rigs(16)  # two of the three texts of 104 tokens fit
+    rig.submit("batch", LONG, use_prefix_cache=False, request_class=RequestClass.BATCH)
+    rig.submit("first", LONG, use_prefix_cache=False)
+    rig.submit("second", LONG, use_prefix_cache=False)
+    while rig.workload.counters.preemptions == 0:
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    running = {name: job.tasks[0].sequence.is_running for name, job in rig.workload._jobs.items()}
+    assert running == {"batch": False, "first": True, "second": True}
+    run_all(rig)
+    assert {type(output.last_event) for output in rig.outputs.values()} == {Finished}
+    assert len({tuple(output.token_ids) for output in rig.outputs.values()}) == 1
+
+
+def test_a_later_request_never_preempts_an_earlier_one(rigs: Any) -> None:
+    rig = rigs(8)
+    rig.submit("first", LONG, use_prefix_cache=False)
+    rig.workload.run(rig.offers(), budget_ms=1000)
+    rig.submit("second", LONG, use_prefix_cache=False)
+    for _ in range(10):
+        rig.workload._stalled_until = 0.0
+        rig.workload.run(list(reversed(rig.offers())), budget_ms=1000)
+    assert rig.workload._jobs["first"].tasks[0].sequence.is_running
+    run_all(rig)
+
+
+def test_memory_that_somebody_else_holds_is_waited_for(rigs: Any) -> None:
+    rig = rigs(16)
+    lease = rig.arena.lease("a video", rig.arena.budget_bytes, kind="latents")
+    rig.submit("a", SHORT, use_prefix_cache=False)
+    result = rig.workload.run(rig.offers(), budget_ms=1000)
+    assert (result.kind, result.request_ids) == ("stall", ())
+    now = rig.workload._stalled_until
+    assert list(rig.workload.offers(now - 1e-6)) == []
+    assert rig.workload.next_wake(now - 1e-6) == now
+    lease.release()
+    run_all(rig)
+    assert isinstance(rig.outputs["a"].last_event, Finished)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5])
+def test_a_cancelled_request_frees_its_pages_at_any_point(rigs: Any, num_steps: int) -> None:
+    rig = rigs(64)
+    rig.submit("a", LONG, use_prefix_cache=True)
+    for _ in range(num_steps):
+        rig.workload.run(rig.offers(), budget_ms=20)
+    assert rig.workload.cancel("a", RequestCancelled("cancelled by the client"))
+    assert rig.outputs["a"].last_event.code == "request_cancelled"
+    assert not rig.workload.cancel("a", RequestCancelled("again"))
+    assert rig.offers() == []
+
+
+def test_encodings_of_different_layers_do_not_share_a_step(rigs: Any, model: TroubledModel) -> None:
+    rig = rigs(64)
+    events: list[Any] = []
+    for name, layers in (("a", (0, 1)), ("b", (1,)), ("c", (0, 1))):
+        params = EncodeParams(((5, 6, 7),), layers, 3, "left")
+        rig.workload.admit(Request(name, params, events.append), 0.0)
+    model.batches.clear()
+    while rig.offers():
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    assert [batch.hidden_layers for batch in model.batches] == [(0, 1), (1,)]
+    done = {event.request_id: event.hidden_states for event in events if isinstance(event, Encoded)}
+    assert done["a"].equal(done["c"])
+    assert done["b"][..., 0].equal(done["a"][..., 1])
+
+
+def test_more_texts_than_rows_are_all_answered(rigs: Any) -> None:
+    expected = alone(rigs, SHORT)
+    rig = rigs(200)
+    for i in range(40):
+        rig.submit(f"r{i}", SHORT, use_prefix_cache=False)
+    run_all(rig)
+    assert all(output.token_ids == expected.token_ids for output in rig.outputs.values())
