@@ -147,6 +147,15 @@ def test_the_whole_vocabulary_of_a_real_model_agrees_at_many_uniforms(
         assert_same_choice(sampler, logits, row)
 
 
+@pytest.mark.parametrize("num_equal", [5, 300])
+def test_min_p_of_one_keeps_all_tokens_that_equal_the_likeliest(sampler: CpuSampler, num_equal: int) -> None:
+    logits = np.full(1000, 0.5, np.float32)
+    logits[-num_equal:] = 0.75
+    row = SampleRow(min_p=1.0, uniform=0.999)
+    assert sampler(logits[None], [row])[0].token_id == 999
+    assert specification.sample(logits[None], [row])[0].token_id == 999
+
+
 def test_a_row_does_not_depend_on_its_batch_mates(sampler: CpuSampler) -> None:
     kinds = ["peaked", "flat", "ties", "masked", "equal"]
     logits = np.stack([some_logits(kind, 1003, seed) for seed, kind in enumerate(kinds)])
