@@ -21,7 +21,7 @@ from braid.rest.body import UnknownFields
 from braid.rest.chat import chat_completions
 from braid.rest.completions import completions
 from braid.rest.errors import error_response, from_router
-from braid.rest.health import health, ready
+from braid.rest.health import health, ready, stats
 from braid.rest.identity import IdentifyRequests
 from braid.rest.models import get_model, list_models
 
@@ -36,6 +36,7 @@ ROUTES = (
     ("GET", "/v1/models/{model:path}", get_model),
     ("GET", "/health", health),
     ("GET", "/ready", ready),
+    ("GET", "/stats", stats),
 )
 
 

@@ -75,3 +75,16 @@ def test_a_loading_engine_is_alive_and_not_ready(start_server: Callable[[FastAPI
     assert response.status_code == 503
     chat = response.json()["modalities"]["chat"]
     assert chat == {"ready": False, "reason": "the engine is loading smollm2"}
+
+
+def test_stats_are_the_engines_counters(http: httpx.Client) -> None:
+    assert http.get("/stats").json() == {"running": 0}
+
+
+def test_an_engine_that_does_not_answer_is_not_ready(
+    http: httpx.Client, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "submit", lambda *_: None)
+    response = http.get("/ready")
+    assert response.status_code == 503
+    assert response.json()["modalities"]["chat"]["reason"] == "the engine has not answered for 2 s"

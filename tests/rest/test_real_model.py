@@ -51,13 +51,13 @@ def test_a_stream_gives_the_same_text_and_its_usage(client: openai.OpenAI) -> No
 def test_the_same_seed_says_the_same_among_others(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str:
         answer = client.chat.completions.create(
-            model="small", messages=QUESTION, temperature=1, seed=seed, max_tokens=24
+            model="small", messages=QUESTION, temperature=1, seed=seed, max_tokens=12
         )
         return answer.choices[0].message.content or ""
 
     alone = ask(7)
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, [1, 2, 7, 3, 4, 7, 5, 6]))
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, [1, 2, 7, 3, 4, 7]))
     assert answers[2] == answers[5] == alone
     assert len(set(answers)) > 2
 
