@@ -7,6 +7,7 @@ would change the numbers and is not supported is refused.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from braid.errors import ModelFileError, UnsupportedModel
+from braid.llm_core.loading.layout import MAX_SIZE
 from braid.llm_core.models.config import ModelConfig, RopeScaling
 
 ARCHITECTURES = {
@@ -50,6 +52,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True, "bos_token_id": 2, "eos_token_id": 1,
     },
 }  # fmt: skip
+LAYER_TYPES = ("full_attention", "sliding_attention")
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -74,8 +77,8 @@ class FolderConfig:
 
     def integer(self, name: str) -> int:
         value = self.get(name)
-        if type(value) is not int or value < 1:
-            raise self.error(name, value, "a positive integer")
+        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+            raise self.error(name, value, f"an integer from 1 to {MAX_SIZE:,}")
         return value
 
     def integer_or(self, name: str, otherwise: int) -> int:
@@ -93,7 +96,7 @@ class FolderConfig:
 
 
 def positive_number(path: Path, name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
         raise ModelFileError(f"{path}: {name}={value!r} must be a positive number")
     return float(value)
 
@@ -261,17 +264,17 @@ def _sliding(config: FolderConfig) -> dict[str, Any]:
         window = None
     if window is None:
         return {}
-    if type(window) is not int or window < 1:
-        raise config.error("sliding_window", window, "a positive integer or null")
     layers = _sliding_layers(config)
-    return {"sliding_window": window, "layer_is_sliding": layers} if not layers or any(layers) else {}
+    if layers and not any(layers):
+        return {}
+    return {"sliding_window": config.integer("sliding_window"), "layer_is_sliding": layers}
 
 
 def _sliding_layers(config: FolderConfig) -> tuple[bool, ...]:
     """From `layer_types`, or from the rule of the architecture; nothing means every layer."""
     types, num_layers = config.get("layer_types"), config.integer("num_hidden_layers")
     if types is not None:
-        if not isinstance(types, list) or any(kind not in ("full_attention", "sliding_attention") for kind in types):
+        if not isinstance(types, list) or any(kind not in LAYER_TYPES for kind in types):
             raise config.unsupported("layer_types", types, "a list of 'full_attention' and 'sliding_attention'")
         return tuple(kind == "sliding_attention" for kind in types)
     if config.architecture == "gemma3":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from braid.errors import ModelFileError
+from braid.llm_core.loading.layout import MAX_SIZE
 
 
 class ModelMetadata:
@@ -32,8 +33,8 @@ class ModelMetadata:
         value = self._get(name, default)
         if isinstance(value, list) and value and all(entry == value[0] for entry in value):
             value = value[0]
-        if type(value) is not int or value < minimum:
-            raise self._error(name, value, f"an integer of at least {minimum}")
+        if type(value) is not int or not minimum <= value <= MAX_SIZE:
+            raise self._error(name, value, f"an integer from {minimum} to {MAX_SIZE:,}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

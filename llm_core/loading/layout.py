@@ -10,6 +10,9 @@ from braid.llm_core.models.config import ModelConfig
 
 Shape = tuple[int, ...]
 
+MAX_SIZE = 2**31 - 1
+"""Every size, count and length of a model fits 32 bits, in which kernels count."""
+
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     """Canonical name to shape for every tensor that a model of this config has."""
