@@ -267,7 +267,7 @@ class TestOnAThread:
         collections = []
         offers = world.toy.offers
         world.toy.offers = lambda now: collections.append(now) or offers(now)
-        thread = threading.Thread(target=world.scheduler.run)
+        thread = threading.Thread(target=world.scheduler.run, daemon=True)
         thread.start()
         for i in range(5):
             ended = threading.Event()
@@ -277,6 +277,26 @@ class TestOnAThread:
         thread.join(10)
         assert not thread.is_alive()
         assert len(collections) <= 5 * 3 + 1  # a step and an empty look a request, and the first look
+
+    def test_work_that_comes_between_the_last_look_and_parking_is_not_missed(
+        self, make_world: Any, make_job: Any
+    ) -> None:
+        world = make_world()
+        ended = threading.Event()
+        offers = world.toy.offers
+
+        def offers_and_submits(now: float) -> Any:
+            world.toy.offers = offers
+            world.scheduler.submit(Request("a", make_job((1.0,)), lambda _: ended.set()))
+            return ()
+
+        world.toy.offers = offers_and_submits
+        thread = threading.Thread(target=world.scheduler.run, daemon=True)
+        thread.start()
+        assert ended.wait(5)
+        world.scheduler.stop()
+        thread.join(10)
+        assert not thread.is_alive()
 
     def test_a_timer_wakes_it(self, make_world: Any, make_job: Any) -> None:
         world = make_world()
@@ -298,7 +318,7 @@ class TestOnAThread:
 
     def test_submits_and_cancels_from_many_threads_end_exactly_once(self, make_world: Any, make_job: Any) -> None:
         world = make_world(max_waiting_requests=50)
-        engine = threading.Thread(target=world.scheduler.run)
+        engine = threading.Thread(target=world.scheduler.run, daemon=True)
         engine.start()
 
         def client(number: int) -> None:

@@ -92,6 +92,16 @@ def choose_with(policy: PolicyConfig, history: ServiceHistory, offers: list[Offe
     return decision
 
 
+def test_of_two_owed_classes_the_one_owed_for_longest_goes_first() -> None:
+    policy = PolicyConfig(min_share={STANDARD: 0.4, BATCH: 0.1})
+    history = ServiceHistory(policy, LONGEST_MS)
+    offers = [offer("image", 2.0, STANDARD), offer("video", 3.0, BATCH), offer("chat", 1.0)]
+    history.credit_ms = {STANDARD: 8.0, BATCH: 3.0}  # owed for 20 and for 30 ms
+    assert choose_with(policy, history, offers).lead.request_id == "video"
+    history.credit_ms = {BATCH: 3.0, STANDARD: 16.0}
+    assert choose_with(policy, history, offers).lead.request_id == "image"
+
+
 def test_coming_and_going_earns_nothing() -> None:
     policy = PolicyConfig(min_share={BATCH: 0.2})
     history = ServiceHistory(policy, LONGEST_MS)
