@@ -95,16 +95,17 @@ def _occurrences(text: Any, part: Any) -> int:
 
 def _format_size(form: Any, args: Sequence[Any]) -> int:
     """Each mark may repeat the longest argument, or pad to the largest number that is written or given."""
-    form = str(form)
-    digits = "".join(character if character.isdigit() else " " for character in form).split()
+    text = str(form)
+    digits = "".join(character if character.isdecimal() else " " for character in text).split()
     widths = [int(number[:12]) for number in digits] + [_count(arg) for arg in args]
     longest = max((expanded_size(arg) for arg in args), default=0)
-    return len(form) + (form.count("%") + form.count("{")) * (longest + max(widths, default=0))
+    return len(text) + (text.count("%") + text.count("{")) * (longest + max(widths, default=0))
 
 
 def expanded_size(value: Any) -> int:
     """The length of a value written out. A list that holds another twice writes it twice, so the walk is bounded."""
-    total, waiting = 0, [value]
+    total = 0
+    waiting = [value]
     while waiting and total <= MAX_TEXT:
         item = waiting.pop()
         total += ELEMENT_SIZE + (len(item) if isinstance(item, str | bytes) else 0)

@@ -35,14 +35,20 @@ class StopStrings:
             return text, False
         if self._stopped:
             return "", True
-        text = self._held + text
+        if self._held:
+            text = self._held + text
         if (match := self._first_match(text)) is not None:
             self._held, self._stopped = "", True
             start, end = match
             return text[: end if self._include_stop else start], True
-        num_certain = len(text) - max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[num_certain:]
-        return text[:num_certain], False
+        num_held = 0
+        for stop in self._stops:
+            num_held = max(num_held, _overlap(text, stop))
+        if not num_held:
+            self._held = ""
+            return text, False
+        self._held = text[-num_held:]
+        return text[:-num_held], False
 
     def flush(self) -> str:
         """The text held back, as no more comes and it did not become a stop string."""
@@ -51,8 +57,11 @@ class StopStrings:
 
     def _first_match(self, text: str) -> tuple[int, int] | None:
         """Start and end of the match that ends first."""
-        matches = [(start, start + len(stop)) for stop in self._stops if (start := text.find(stop)) >= 0]
-        return min(matches, key=lambda match: (match[1], match[0]), default=None)
+        matches = [(text.find(stop), len(stop)) for stop in self._stops if stop in text]
+        if not matches:
+            return None
+        start, length = min(matches, key=lambda match: (match[0] + match[1], match[0]))
+        return start, start + length
 
 
 def _overlap(text: str, stop: str) -> int:

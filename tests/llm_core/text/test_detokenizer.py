@@ -81,9 +81,9 @@ def test_a_plain_token_takes_microseconds_whatever_the_prompt(smollm2: Tokenizer
     ids = smollm2.encode("The sea is wide and the ship is small. " * 100, add_special_tokens=False)
     best_us = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         detokenizer = IncrementalDetokenizer(smollm2, [ids[0]] * prompt_length, skip_special_tokens=True)
         for i in ids:
             detokenizer.push(i)
-        best_us = min(best_us, (time.perf_counter() - start) / len(ids) * 1e6)
+        best_us = min(best_us, (time.thread_time() - start) / len(ids) * 1e6)
     assert best_us < 3

@@ -30,7 +30,7 @@ def expected(text: str, stops: list[str], include_stop: bool) -> tuple[str, bool
     return text[: end if include_stop else start], True
 
 
-@settings(max_examples=2000)
+@settings(max_examples=800)
 @given(pieces=st.lists(LETTERS, max_size=8), stops=STOPS, include_stop=st.booleans())
 def test_any_cut_of_a_text_stops_where_the_whole_text_does(
     pieces: list[str], stops: list[str], include_stop: bool
@@ -39,7 +39,7 @@ def test_any_cut_of_a_text_stops_where_the_whole_text_does(
     assert result == expected("".join(pieces), stops, include_stop)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(text=LETTERS, stops=STOPS)
 def test_no_more_is_held_back_than_may_become_a_stop_string(text: str, stops: list[str]) -> None:
     stop_strings = StopStrings(stops)
