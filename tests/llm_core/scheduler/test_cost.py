@@ -64,6 +64,23 @@ def test_a_lasting_change_is_learnt_within_two_hundred_steps() -> None:
     assert mean_error(model, rng, 3.0) < 0.05
 
 
+def test_a_small_change_after_a_long_time_is_learnt_too() -> None:
+    model = CostModel()
+    for _ in range(20_000):
+        model.observe(KEY, (1.0,), 10.0)
+    for _ in range(1_000):
+        model.observe(KEY, (1.0,), 11.0)
+    assert model.predict(KEY, (1.0,)) == pytest.approx(11.0, rel=0.01)
+
+
+def test_no_feature_ever_makes_a_step_cheaper() -> None:
+    model = CostModel()
+    for _ in range(500):
+        model.observe(KEY, (1.0, 0.0), 10.0)
+        model.observe(KEY, (1.0, 1.0), 5.0)
+    assert model.predict(KEY, (1.0, 3.0)) >= model.predict(KEY, (1.0, 0.0)) > 5.0
+
+
 def test_what_is_not_seen_for_long_is_not_forgotten() -> None:
     model, rng = taught(300)
     for _ in range(200_000):
