@@ -236,15 +236,15 @@ def test_the_child_gets_the_whole_config() -> None:
 def test_the_http_process_imports_neither_torch_nor_transformers() -> None:
     code = f"""
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 import braid.server, braid.rest.app, braid.rest.supervisor, uvicorn
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 assert not [name for name in {HEAVY!r} if name in sys.modules], sys.modules.keys()
 print(seconds)
 """
     environment = {**os.environ, "PYTHONPATH": ""}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert float(answer.stdout) < 3.0  # 0.4 s alone; far from torch's 2 s on top
+    assert float(answer.stdout) < 2.0  # of CPU; 0.5 s alone, and torch's 2 s would come on top
 
 
 def test_a_spawn_needs_neither_fastapi_nor_uvicorn() -> None:

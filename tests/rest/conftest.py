@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import threading
@@ -20,6 +21,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages
 from scripted_engine import ScriptedEngine
 
 
+class LoopServer(uvicorn.Server):
+    """Tells which event loop it runs on."""
+
+    loop: asyncio.AbstractEventLoop
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+
 class Server:
     """A running HTTP server; `url` is its root."""
 
@@ -27,10 +38,14 @@ class Server:
         self.app = app
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        self._server = LoopServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def num_tasks(self) -> int:
+        """Unfinished tasks on the server's event loop."""
+        return len(asyncio.all_tasks(self._server.loop))
 
     def __enter__(self) -> Server:
         self._socket.listen()

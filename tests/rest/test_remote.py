@@ -288,6 +288,29 @@ def test_when_the_parent_is_killed_the_child_ends(options: list[str]) -> None:
         assert child.status() == psutil.STATUS_ZOMBIE
 
 
+ORPHAN = """
+import os, subprocess, sys
+child = "import sys, time; from braid.rest.child import die_with_parent; die_with_parent(int(sys.argv[1])); "
+child += "print(flush=True); time.sleep(60)"
+with subprocess.Popen([sys.executable, "-c", child, str(os.getpid())], stdout=subprocess.PIPE) as process:
+    process.stdout.readline()
+    print(process.pid, flush=True)
+    process.wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
+def test_the_kernel_ends_the_child_of_a_killed_parent_without_any_socket() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    try:
+        child.wait(10)
+    except psutil.TimeoutExpired:
+        assert child.status() == psutil.STATUS_ZOMBIE
+
+
 def supervised(body: Callable[[Supervisor, asyncio.Task[None]], Awaitable[None]], *options: str, **more: Any) -> None:
     async def run() -> None:
         supervisor = Supervisor(
