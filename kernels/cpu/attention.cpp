@@ -18,6 +18,7 @@ struct Block {
     const float* value_scales;
     const int16_t* keys;
     const int16_t* values;
+    const int16_t* next_keys;  // of the page one chunk later, or the same again
 };
 
 Span visible_blocks(const QueryTile& tile, int chunk) {
@@ -27,6 +28,12 @@ Span visible_blocks(const QueryTile& tile, int chunk) {
     return {std::max(0, (first - start) / kPageTokens), std::min(kBlocks, (last - start) / kPageTokens + 1)};
 }
 
+
+// Keys and values are read once a step, from all over memory, so each pass fetches what the next one reads: scores fetch
+// the values of their blocks, values the keys of the same blocks of the next chunk.
+[[gnu::always_inline]] inline void prefetch(const void* address) {
+    _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+}
 
 // scores[r][16 * b ..] of B blocks at once; each score adds up its products in the order of the head's dimensions.
 template <int R, int B>
@@ -40,7 +47,10 @@ void score_blocks(const float* queries, const Block* blocks, int head_dim, float
     for (int d = 0; d < head_dim; d++, queries += R) {
         Floats key[B];
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) key[b] = load_int16(blocks[b].keys + d * kPageTokens);
+        for (int b = 0; b < B; b++) {
+            key[b] = load_int16(blocks[b].keys + d * kPageTokens);
+            if (d % 2 == 0) prefetch(blocks[b].values + d * kPageTokens);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
@@ -103,6 +113,8 @@ void add_values(const float* weights, const Block* blocks, Span span, int keys_i
         const float* weight = weights + b * kPageTokens;
         const int keys = b == span.end - 1 ? keys_in_last : kPageTokens;
         for (int j = 0; j < keys; j++, value += head_dim, weight++) {
+            if (v == 0)
+                for (int i = 0; i < head_dim; i += 32) prefetch(blocks[b].next_keys + j * head_dim + i);
             Floats x[V];
 #pragma GCC unroll 4
             for (int i = 0; i < V; i++) x[i] = load_int16(value + i * kLanes);
@@ -127,16 +139,17 @@ void attend(const QueryTile& tile, const KeyValues& cache, int chunk, Partial* p
     const Span span = visible_blocks(tile, chunk);
     alignas(64) float scores[R * kChunkTokens];
     Block blocks[kBlocks];
+    const int last = *std::max_element(tile.last, tile.last + R);
     for (int b = span.begin; b < span.end; b++) {
-        const int page = chunk * kBlocks + b;
-        blocks[b] = {cache.key_scales(page), cache.value_scales(page), cache.keys(page), cache.values(page)};
+        const int page = chunk * kBlocks + b, next = page + kBlocks;
+        blocks[b] = {cache.key_scales(page), cache.value_scales(page), cache.keys(page), cache.values(page),
+                     cache.keys(next * kPageTokens <= last ? next : page)};
     }
     score_chunk<R>(tile, blocks, cache.head_dim, span, scores);
     for (int r = 0; r < R; r++)
         weigh(scores + r * kChunkTokens, blocks, start, span, tile.first[r], tile.last[r], &partials[r]);
 
     // Slots after the last visible key have never been written: they may hold anything.
-    const int last = *std::max_element(tile.last, tile.last + R);
     const int keys_in_last = std::min(kPageTokens, last - start - (span.end - 1) * kPageTokens + 1);
     constexpr int V = R <= 4 ? 4 : 2;
     const int vectors = cache.head_dim / kLanes;

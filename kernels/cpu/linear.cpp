@@ -6,7 +6,9 @@
 namespace braid {
 namespace {
 
-constexpr size_t kPrefetchBytes = 2560;  // how far ahead of the codes: some 140 ns at the memory's pace
+// How far ahead of their use weights and activations are fetched. Measured: a panel's worth keeps both memory and L1 busy.
+constexpr size_t kWeightsAhead = 6144;
+constexpr size_t kCodesAhead = 2048;
 
 template <class T>
 [[gnu::always_inline]] inline Floats load_scales(const uint8_t* header) {
@@ -18,7 +20,14 @@ template <class Layout>
 [[gnu::always_inline]] inline void prefetch_group(const uint8_t* codes) {
     constexpr size_t bytes = Layout::kCodeBytes + Layout::kHeaderBytes;
 #pragma GCC unroll 16
-    for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(codes + kPrefetchBytes + line, _MM_HINT_T0);
+    for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(codes + kWeightsAhead + line, _MM_HINT_T0);
+}
+
+// The next tile of the block follows this one.
+template <int T>
+[[gnu::always_inline]] inline void prefetch_codes(const uint8_t* codes) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) _mm_prefetch(codes + kCodesAhead + t * kCodesBytes, _MM_HINT_T0);
 }
 
 // Per group g: y += d_g * (s_g * dot_g), then, where the format has minimums, y += m_g * (s_g * sum(q_g)).
@@ -33,7 +42,8 @@ void multiply_panel(const uint8_t* panel, int groups, const uint8_t* codes, cons
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) y[t] = zeros();
     for (int g = 0; g < groups; g++) {
-        if constexpr (T <= 4) prefetch_group<Layout>(ahead);
+        prefetch_group<Layout>(ahead);
+        if constexpr (T >= 3) prefetch_codes<T>(codes);
         Floats dots[T];
         const int32_t* sums = reinterpret_cast<const int32_t*>(scales + (Layout::kOffset == 8 ? 2 : 3) * T);
         dot_group<Layout::kBits, T, Exact, Layout::kOffset != 0>(weights, codes, sums, dots);

@@ -334,9 +334,12 @@ private:
         float* target = norm.empty() ? space_.hidden : space_.projected;
         for_blocks(x, share(matrix.num_panels(), thread), [&](int panel, int tile) {
             alignas(64) float rows[kTile * kPanelRows];
+            float* first = target + size_t(tile * kTile) * config_.hidden_size + panel * kPanelRows;
+            for (int t = 0; t < x.tile_size(tile); t++)
+                _mm_prefetch(reinterpret_cast<const char*>(first + size_t(t) * config_.hidden_size), _MM_HINT_T0);
             multiply(matrix, panel, x, tile, rows, kPanelRows);
             for (int t = 0; t < x.tile_size(tile); t++) {
-                float* out = target + size_t(tile * kTile + t) * config_.hidden_size + panel * kPanelRows;
+                float* out = first + size_t(t) * config_.hidden_size;
                 const Floats row = load(rows + t * kPanelRows);
                 store(out, norm.empty() ? load(out) + row : row);
             }
