@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from braid.errors import ModelFileError
+from braid.llm_core.models.model import ForwardBatch
 from braid.llm_core.models.torch_model import TorchModel
 
 NAMES = ("llama", "llama-untied-llama3", "llama-linear", "mistral", "qwen2", "qwen3", "gemma3")
@@ -32,3 +36,36 @@ def test_logits_and_every_hidden_state_are_those_of_transformers(name, length, t
     for layer in layers:
         assert np.abs(result.hidden_states[layer] - expected.hidden_states[layer][0].numpy()).max() < 1e-4, layer
     assert np.abs(expected.logits.numpy()).max() > 1
+
+
+def test_an_empty_batch_and_unwanted_logits_give_no_rows(tiny_model, runner):
+    model = TorchModel(tiny_model("llama").config, tiny_model("llama").weights)
+    empty = np.zeros(0, np.int32)
+    no_tokens = ForwardBatch(empty, empty, empty, np.zeros((0, 1), np.int32), empty)
+    assert model.forward(no_tokens, runner(model).slabs).logits.shape == (0, 160)
+    one = np.zeros(1, np.int32)
+    result = model.forward(ForwardBatch(one, one, one, np.zeros((1, 1), np.int32), empty), runner(model).slabs)
+    assert result.logits.shape == (0, 160)
+    assert result.hidden_states is None
+
+
+def test_a_tensor_of_another_shape_is_refused_with_both_shapes(tiny_model):
+    tiny = tiny_model("llama")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = tiny.weights.tensors | {name: torch.zeros(3, 5)}
+    with pytest.raises(ModelFileError, match=rf"{name} has shape \(3, 5\); the configuration needs \(96, 136\)"):
+        TorchModel(tiny.config, type(tiny.weights)(tensors))
+
+
+def test_interleaved_pairs_are_the_same_model(tiny_model, runner):
+    """llama.cpp stores q and k rows in the other order; the rotation must follow."""
+    tiny = tiny_model("qwen3")
+    config, tensors = tiny.config, dict(tiny.weights.tensors)
+    for name, tensor in tensors.items():
+        if ".q_" in name or ".k_" in name:
+            halves = tensor.reshape(-1, 2, config.head_dim // 2, *tensor.shape[1:])
+            tensors[name] = halves.transpose(1, 2).reshape(tensor.shape)
+    interleaved = dataclasses.replace(config, rope_interleaved=True)
+    expected = runner(TorchModel(config, tiny.weights)).step({0: _tokens(40)}).logits
+    result = runner(TorchModel(interleaved, type(tiny.weights)(tensors))).step({0: _tokens(40)}).logits
+    np.testing.assert_allclose(result, expected, atol=1e-5)
