@@ -9,6 +9,7 @@ from typing import Any
 
 from braid.config import BraidConfig
 from braid.errors import CannotFit
+from braid.kernels.ops import Ops
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import StepLimits
 from braid.llm_core.engine.engine import Engine
@@ -60,7 +61,7 @@ def build_engine(config: BraidConfig) -> Engine:
         memory=SequenceMemory(
             pages, prefix_cache, max_sequences=limits.max_sequences, max_tokens=model.config.context_length
         ),
-        sampler=Sampler(),
+        sampler=Sampler(Ops(model.device, backend.kernels).sample),
         cost=CostModel({LanguageWorkload.name: LANGUAGE_COST_PRIOR}),
         limits=limits,
     )

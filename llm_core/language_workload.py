@@ -5,7 +5,6 @@ It decides nothing about order (the policy does) and nothing about meaning (the 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from braid.llm_core.batching import BatchLimits, Pending, plan_chunks
 from braid.llm_core.core import Offer, Request, StepResult
 from braid.llm_core.decode import GenerateParams, GenerationJob
 from braid.llm_core.encode import EncodeParams, EncodingJob
+from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.engine.sampling import SampledToken, Sampler
 from braid.llm_core.job import Job, SequenceTask
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 STALL_S = 0.005
 """How long to wait for memory that somebody else holds before asking again."""
@@ -327,11 +325,8 @@ class LanguageWorkload:
                     task.accept_hidden(result.hidden_states[:, hidden_start:hidden_end])
                 if chunk.reaches_end:
                     self._at_end(chunk, token, now)
-            except BraidError as error:
-                self._fail(chunk.job, error)
             except Exception as error:
-                log.exception("request %s failed while its output was taken", chunk.job.request.id)
-                self._fail(chunk.job, BraidError(f"internal error: {type(error).__name__}: {error}"))
+                self._fail(chunk.job, as_braid_error(error, f"taking the output of request {chunk.job.request.id}"))
 
     def _at_end(self, chunk: Chunk, token: SampledToken | None, now: float) -> None:
         task, job = chunk.task, chunk.job

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from braid.errors import BraidError
 from braid.llm_core.core import Clock, Offer, Request, StepResult
+from braid.llm_core.engine.failure import RequestFailed, as_braid_error, failed
 from braid.llm_core.engine.messages import Failed
 from braid.llm_core.pipeline import (
     Checkpoint,
@@ -29,7 +30,6 @@ from braid.llm_core.pipeline import (
     Segment,
     StartPipeline,
 )
-from braid.llm_core.scheduler.failures import as_braid_error, failed, raised
 
 _RESUME_MS = 1.0
 """Predicted time of a pipeline's own code between two operations."""
@@ -322,7 +322,7 @@ def _split(params: Any) -> tuple[Any, Any]:
 
 def _answer_of(event: Any, delegate: Delegate) -> _Answer:
     if isinstance(event, Failed):
-        return _Answer(error=raised(event))
+        return _Answer(error=RequestFailed(event))
     try:
         return _Answer(delegate.result(event))
     except Exception as error:

@@ -45,21 +45,12 @@ class SequenceMemory:
         missing = sequence.pages_missing(num_tokens, self.page_tokens)
         if missing == 0:
             return True
-        pages = self._allocate(missing)
-        if pages is None:
+        try:
+            pages = self.pages.allocate(missing)
+        except OutOfPages:
             return False
         self._tables.extend(sequence, pages)
         return True
-
-    def _allocate(self, num_pages: int) -> list[int] | None:
-        try:
-            return self.pages.allocate(num_pages)
-        except OutOfPages:
-            self.prefix_cache.evict(num_pages)
-        try:
-            return self.pages.allocate(num_pages)
-        except OutOfPages:
-            return None
 
     def remember(self, sequence: Sequence) -> None:
         """Put the whole pages computed so far into the prefix cache."""

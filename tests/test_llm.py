@@ -103,10 +103,11 @@ def test_stop_token_ids_and_ignore_eos(llm: LLM) -> None:
 
 
 def test_logit_bias_bans_and_forces_tokens(llm: LLM) -> None:
-    free = llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=1)).texts[0].token_ids[0]
-    banned = llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=1, logit_bias={free: -100}))
+    prompt = "The capital of France is"
+    free = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=1)).texts[0].token_ids[0]
+    banned = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=1, logit_bias={free: -100}))
     assert banned.texts[0].token_ids != [free]
-    forced = llm.generate("The capital of France is", SamplingParams(max_tokens=4, logit_bias={1234: 100}, seed=0))
+    forced = llm.generate(prompt, SamplingParams(max_tokens=4, logit_bias={1234: 100}, seed=0))
     assert forced.texts[0].token_ids == [1234] * 4
 
 

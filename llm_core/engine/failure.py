@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+
 from braid.errors import BraidError
 from braid.llm_core.engine.messages import Failed
+
+_log = logging.getLogger(__name__)
 
 
 def failed(request_id: str, error: BraidError) -> Failed:
@@ -28,3 +33,16 @@ class RequestFailed(BraidError):
         self.type = event.type
         self.code = event.code
         self.retry_after_s = event.retry_after_s
+
+
+def as_braid_error(error: Exception, doing: str) -> BraidError:
+    """A `BraidError` as it is; anything else is ours to explain: it is logged, and the user gets a reference to that.
+
+    Args:
+        doing: what failed, for the log.
+    """
+    if isinstance(error, BraidError):
+        return error
+    reference = secrets.token_hex(6)
+    _log.error("%s failed (reference %s)", doing, reference, exc_info=error)
+    return BraidError(f"internal error; the server's log has the details under reference {reference}")

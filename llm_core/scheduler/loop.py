@@ -26,8 +26,8 @@ from braid.llm_core.core import (
     StepResult,
     Workload,
 )
+from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.scheduler.cost import CostModel
-from braid.llm_core.scheduler.failures import as_braid_error
 from braid.llm_core.scheduler.journal import Journal
 from braid.llm_core.scheduler.policy import Decision, ServiceHistory, pick
 from braid.llm_core.scheduler.ticket import Ticket
@@ -264,12 +264,10 @@ class Scheduler:
             self._suspects.difference_update(result.request_ids)
 
     def _budget_ms(self, members: Sequence[Offer], offers: Sequence[Offer]) -> float:
-        if len(members) == len(offers):
-            return self.limits.idle_step_ms
-        interactive = RequestClass.INTERACTIVE
-        num_inside = sum(member.request_class == interactive for member in members)
-        num_offered = sum(offer.request_class == interactive for offer in offers)
-        return self.limits.max_step_ms if num_offered > num_inside else self.limits.idle_step_ms
+        """Short while somebody interactive waits on the work of another, inside the step or out of it."""
+        interactive = [offer for offer in offers if offer.request_class == RequestClass.INTERACTIVE]
+        is_for_itself = len(interactive) == len(members) == 1 and interactive[0] is members[0]
+        return self.limits.max_step_ms if interactive and not is_for_itself else self.limits.idle_step_ms
 
     def _apart(self, members: tuple[Offer, ...]) -> tuple[Offer, ...]:
         """Where suspects would share the step, the most urgent of them runs alone instead."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from braid.errors import BraidError
 from braid.llm_core.core import Request, Workload
+from braid.llm_core.engine.failure import failed
 from braid.llm_core.engine.messages import Encoded, Failed, Finished, Stats
-from braid.llm_core.scheduler.failures import failed
 
 LAST_EVENTS: tuple[type, ...] = (Finished, Encoded, Failed, Stats)
 """The events that end a request, unless its workload names others in `last_events`."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from braid.errors import BraidError, CannotFit, InvalidRequest
 from braid.llm_core.core import Offer, PolicyConfig, Request, RequestClass, StepLimits, StepResult
+from braid.llm_core.engine.failure import failed
 from braid.llm_core.engine.messages import Encoded, Failed, Finished, Usage
 from braid.llm_core.pipeline import (
     Checkpoint,
@@ -29,7 +30,6 @@ from braid.llm_core.pipeline import (
     Segment,
 )
 from braid.llm_core.pipeline_workload import PipelineWorkload
-from braid.llm_core.scheduler.failures import failed
 from braid.llm_core.scheduler.loop import Scheduler
 
 NUM_BLOCKS, NUM_TILES, STEPS = 3, 2, (2, 2)

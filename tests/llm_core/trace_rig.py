@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from braid.kernels.ops import Ops
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import Offer, Request, RequestClass
 from braid.llm_core.decode import GenerateParams
@@ -48,8 +49,8 @@ class Output:
 class RecordingSampler(Sampler):
     """A sampler that keeps a digest of every row of logits it saw, by sampling state."""
 
-    def __init__(self, kernel: Any = None) -> None:
-        super().__init__(kernel)
+    def __init__(self) -> None:
+        super().__init__(Ops().sample)
         self.digests: dict[int, list[str]] = {}
 
     def sample(self, logits: Any, states: Sequence[SamplingState]) -> list[SampledToken]:

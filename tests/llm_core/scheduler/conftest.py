@@ -10,8 +10,8 @@ import pytest
 
 from braid.errors import BraidError
 from braid.llm_core.core import Offer, PolicyConfig, Request, RequestClass, StepLimits, StepResult
+from braid.llm_core.engine.failure import failed
 from braid.llm_core.engine.messages import Finished, Usage
-from braid.llm_core.scheduler.failures import failed
 from braid.llm_core.scheduler.loop import Scheduler
 
 

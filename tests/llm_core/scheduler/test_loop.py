@@ -186,13 +186,18 @@ def test_a_request_whose_listener_fails_is_cancelled(make_world: Any, make_job: 
     assert world.scheduler.num_open_requests == 0
 
 
-def test_the_budget_is_small_only_while_another_interactive_waits(make_world: Any, make_job: Any) -> None:
+def test_the_budget_is_small_while_somebody_interactive_waits_on_another(make_world: Any, make_job: Any) -> None:
     limits = StepLimits(max_step_ms=10.0, idle_step_ms=100.0)
     video = make_job((5.0,), request_class=BATCH, deadline_ms=1.0)
     chat = make_job((5.0,), batch_key="k", deadline_ms=2.0)
     other = make_job((5.0,), request_class=BATCH, deadline_ms=3.0)
     world = make_world([video, chat, chat, other], limits=limits).play()
-    assert [(len(shown.members), shown.budget_ms) for shown in world.shown] == [(1, 10.0), (2, 100.0), (1, 100.0)]
+    assert [(len(shown.members), shown.budget_ms) for shown in world.shown] == [(1, 10.0), (2, 10.0), (1, 100.0)]
+
+
+def test_one_interactive_request_alone_has_the_large_budget(make_world: Any, make_job: Any) -> None:
+    world = make_world([make_job((5.0,))], limits=StepLimits(max_step_ms=10.0, idle_step_ms=100.0)).play()
+    assert [shown.budget_ms for shown in world.shown] == [100.0]
 
 
 def test_a_full_queue_refuses_with_an_estimate_of_when_to_come_back(make_world: Any, make_job: Any) -> None:

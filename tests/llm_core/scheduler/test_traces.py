@@ -299,7 +299,7 @@ def check_budgets(world: Any, limits: StepLimits) -> None:
     for shown in world.shown:
         inside = {member.request_id for member in shown.members}
         waits = any(
-            offer.request_class == RequestClass.INTERACTIVE and offer.request_id not in inside for offer in shown.offers
+            offer.request_class == RequestClass.INTERACTIVE and inside != {offer.request_id} for offer in shown.offers
         )
         assert shown.budget_ms == (limits.max_step_ms if waits else limits.idle_step_ms)
 
