@@ -49,6 +49,25 @@ std::vector<Piece> pieces_of(const AttentionPlan& plan, const BraidBatch& batch,
     return pieces;
 }
 
+std::vector<int> wanted_tokens_of(const BraidConfig& config, const BraidBatch& batch) {
+    std::vector<int> tokens(batch.logits_rows, batch.logits_rows + batch.num_logits);
+    const int32_t* layers_end = batch.hidden_layers + batch.num_hidden_layers;
+    if (std::find(batch.hidden_layers, layers_end, config.num_layers) != layers_end)
+        tokens.insert(tokens.end(), batch.hidden_rows, batch.hidden_rows + batch.num_hidden);
+    std::sort(tokens.begin(), tokens.end());
+    tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+    return tokens;
+}
+
+std::vector<bool> wanted_tiles_of(const AttentionPlan& plan) {
+    std::vector<bool> is_wanted;
+    for (const TokenTile& tile : plan.tiles) {
+        const auto next = std::lower_bound(plan.wanted_tokens.begin(), plan.wanted_tokens.end(), tile.first_token);
+        is_wanted.push_back(next != plan.wanted_tokens.end() && *next < tile.first_token + tile.num_tokens);
+    }
+    return is_wanted;
+}
+
 }  // namespace
 
 AttentionPlan plan_attention(const Model& model, const BraidBatch& batch) {
@@ -58,6 +77,8 @@ AttentionPlan plan_attention(const Model& model, const BraidBatch& batch) {
     const int tokens_per_tile = std::max(1, kMaxQueries / heads);
     plan.queries_per_tile = tokens_per_tile * heads;
     plan.tiles = tiles_of(batch, tokens_per_tile);
+    plan.wanted_tokens = wanted_tokens_of(model.config, batch);
+    plan.is_wanted = wanted_tiles_of(plan);
     const size_t whole = plan.tiles.size() * plan.head_groups.size();
     const bool split = model.pool->num_threads() > 1 && whole < size_t(kPiecesPerThread) * model.pool->num_threads();
     int slots = 0, sliding_slots = 0;

@@ -30,6 +30,10 @@ struct AttentionPlan {
     std::vector<Piece> pieces;          // for layers that see everything
     std::vector<Piece> sliding_pieces;  // for layers with a window
     int queries_per_tile = 0;           // at most; the slots of one piece and head group
+    // The tokens whose final states somebody wants, ascending. Only theirs are computed after the last layer's keys and
+    // values; `is_wanted` tells it for tiles.
+    std::vector<int> wanted_tokens;
+    std::vector<bool> is_wanted;
     AttentionSizes sizes;
 };
 

@@ -33,6 +33,7 @@ public:
             pool_.barrier();
             attend(layer, thread);
             pool_.barrier();
+            if (layer + 1 == config_.num_layers && !keep_wanted(thread)) return;
             project_output(layer, thread);
             pool_.barrier();
             gate_and_up(layer, thread);
@@ -228,11 +229,39 @@ private:
         const std::vector<Piece>& pieces = model_.layers[layer].is_sliding ? plan_.sliding_pieces : plan_.pieces;
         const int groups = static_cast<int>(plan_.head_groups.size());
         const int count = static_cast<int>(pieces.size()) * groups;
+        const bool is_last = layer + 1 == config_.num_layers;
         for (;;) {
             const int turn = space_.layer_turns[layer].fetch_add(1, std::memory_order_relaxed);
             if (turn >= count) return;
-            attend_piece(layer, pieces[turn / groups], turn % groups);
+            const Piece& piece = pieces[turn / groups];
+            if (!is_last || plan_.is_wanted[piece.tile]) attend_piece(layer, piece, turn % groups);
         }
+    }
+
+    // Moves the tokens whose final states are wanted to the front, and forgets the others. False if there are none.
+    bool keep_wanted(int thread) {
+        const int kept = static_cast<int>(plan_.wanted_tokens.size());
+        if (kept == batch_.num_tokens) return true;
+        const size_t heads = size_t(config_.num_heads) * config_.head_dim;
+        for (int row = 0; thread == 0 && row < kept; row++) {
+            const int token = plan_.wanted_tokens[row];
+            std::copy_n(hidden_row(token), config_.hidden_size, hidden_row(row));
+            std::copy_n(space_.attended + token * heads, heads, space_.attended + row * heads);
+        }
+        pool_.barrier();
+        return kept > 0;
+    }
+
+    // Where keep_wanted has put a token.
+    int kept_row(int token) const {
+        const std::vector<int>& wanted = plan_.wanted_tokens;
+        return static_cast<int>(std::lower_bound(wanted.begin(), wanted.end(), token) - wanted.begin());
+    }
+
+    // The tokens that a layer's attention leaves to what follows it.
+    Activations tokens_of(int layer, Activations activations) const {
+        if (layer + 1 == config_.num_layers) activations.num_tokens = static_cast<int>(plan_.wanted_tokens.size());
+        return activations;
     }
 
     void gather_queries(int layer, const TokenTile& tokens, const HeadGroup& heads, QueryTile* tile) const {
@@ -318,7 +347,7 @@ private:
     void project_output(int index, int thread) {
         const Layer& layer = model_.layers[index];
         const size_t size = size_t(config_.num_heads) * config_.head_dim;
-        const Activations x = prepare(space_.attended_codes, thread, [&](const Activations& to, int token) {
+        const Activations x = prepare(tokens_of(index, space_.attended_codes), thread, [&](const Activations& to, int token) {
             quantize_row<Exact>(to, token, space_.attended + token * size);
         });
         project_back(layer[MatrixPart::kOutput], layer[VectorPart::kPostAttentionNorm], x, thread);
@@ -326,7 +355,7 @@ private:
 
     void project_down(int index, int thread) {
         const Layer& layer = model_.layers[index];
-        project_back(layer[MatrixPart::kDown], layer[VectorPart::kPostFfnNorm], space_.gated, thread);
+        project_back(layer[MatrixPart::kDown], layer[VectorPart::kPostFfnNorm], tokens_of(index, space_.gated), thread);
     }
 
     // hidden += norm?(matrix x)
@@ -346,7 +375,7 @@ private:
         });
         if (norm.empty()) return;
         pool_.barrier();
-        const Range tokens = share(batch_.num_tokens, thread);
+        const Range tokens = share(x.num_tokens, thread);
         for (int token = tokens.begin; token < tokens.end; token++) add_normed(token, norm);
     }
 
@@ -362,15 +391,16 @@ private:
     void gate_and_up(int index, int thread) {
         const Layer& layer = model_.layers[index];
         const float* weight = layer[VectorPart::kFfnNorm].data();
-        const Activations x = prepare(space_.normed, thread, [&](const Activations& to, int token) {
+        const Activations x = prepare(tokens_of(index, space_.normed), thread, [&](const Activations& to, int token) {
             norm_quantize_row<Exact>(to, token, hidden_row(token), weight, config_.norm_eps);
         });
         const Range groups = share(config_.intermediate_size / kGroup, thread);
-        for_blocks(x, groups, [&](int group, int tile) { gate_group(layer, group, x, tile); });
+        const Activations gated = tokens_of(index, space_.gated);
+        for_blocks(x, groups, [&](int group, int tile) { gate_group(layer, group, x, tile, gated); });
     }
 
     // 32 rows of gate and up, so that what `down` reads can be quantised here.
-    void gate_group(const Layer& layer, int group, const Activations& x, int tile) {
+    void gate_group(const Layer& layer, int group, const Activations& x, int tile, const Activations& gated) {
         alignas(64) float gate[kTile * kGroup], up[kTile * kGroup];
         for (int half = 0; half < 2; half++) {
             multiply(layer[MatrixPart::kGate], 2 * group + half, x, tile, gate + half * kPanelRows, kGroup);
@@ -378,7 +408,7 @@ private:
         }
         for (int t = 0; t < x.tile_size(tile); t++) {
             const float *g = gate + t * kGroup, *u = up + t * kGroup;
-            quantize_group<Exact>(space_.gated, tile * kTile + t, group, activate(load(g)) * load(u),
+            quantize_group<Exact>(gated, tile * kTile + t, group, activate(load(g)) * load(u),
                                   activate(load(g + kLanes)) * load(u + kLanes));
         }
     }
@@ -407,7 +437,7 @@ private:
             if (batch_.hidden_layers[which] != config_.num_layers) continue;
             const Range rows = share(batch_.num_hidden, thread);
             for (int row = rows.begin; row < rows.end; row++)
-                norm_row(hidden_out(which, row), hidden_row(batch_.hidden_rows[row]), model_.final_norm.data(),
+                norm_row(hidden_out(which, row), hidden_row(kept_row(batch_.hidden_rows[row])), model_.final_norm.data(),
                          config_.hidden_size, config_.norm_eps);
         }
     }
@@ -416,7 +446,7 @@ private:
         if (batch_.num_logits == 0) return;
         const Matrix& head = model_.head();
         const Activations x = prepare(space_.final_normed, thread, [&](const Activations& to, int row) {
-            norm_quantize_row<Exact>(to, row, hidden_row(batch_.logits_rows[row]), model_.final_norm.data(),
+            norm_quantize_row<Exact>(to, row, hidden_row(kept_row(batch_.logits_rows[row])), model_.final_norm.data(),
                                      config_.norm_eps);
         });
         for_blocks(x, share(head.num_panels(), thread), [&](int panel, int tile) {

@@ -407,3 +407,28 @@ def test_a_batch_that_would_read_other_memory_is_refused(field, value, message, 
     setattr(batch, field, np.full_like(getattr(batch, field), value))
     with pytest.raises(BraidError, match=message):
         model.forward(batch, Slabs(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_wanting_fewer_tokens_changes_no_bit_of_the_others(name, variant):
+    config = CONFIGS[name]
+    model = CpuModel(config, random_weights(config), num_threads=2, variant=variant)
+    prompts, last = [prompt(150, seed=1), prompt(20, seed=2)], config.num_layers
+    parts = [(0, 0, 150), (1, 0, 20)]
+    everything = np.arange(170, dtype=np.int32)
+    whole = Sequences(model, prompts).run(parts, hidden_rows=everything, hidden_layers=(1, last))
+    logits, states = bits(whole.logits), bits(whole.hidden_states)
+    logits_rows, hidden_rows = np.array([17, 169], np.int32), np.array([0, 17, 140], np.int32)
+    few = Sequences(model, prompts).run(
+        parts, logits_rows=logits_rows, hidden_rows=hidden_rows, hidden_layers=(last, 1))
+    assert np.array_equal(bits(few.logits), logits[logits_rows])
+    assert np.array_equal(bits(few.hidden_states), states[::-1, hidden_rows])
+    model.close()
+
+
+def test_a_chunk_that_wants_nothing_still_leaves_its_keys_and_values(model):
+    ids = prompt(90)
+    whole = bits(Sequences(model, [ids]).run([(0, 0, 90)]).logits)
+    cut = Sequences(model, [ids])
+    cut.run([(0, 0, 80)], logits_rows=np.zeros(0, np.int32))
+    assert np.array_equal(bits(cut.run([(0, 80, 90)]).logits), whole[80:])
