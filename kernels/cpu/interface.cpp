@@ -121,3 +121,7 @@ BRAID_EXPORT const char* braid_model_step(Model* model, const BraidBatch* batch)
 } catch (const std::bad_alloc&) {
     return "not enough memory for the workspace";
 }
+
+// For benchmarks: runs `rounds` rounds of dot instructions; `braid_peak_products` says how many products a round is.
+BRAID_EXPORT int32_t braid_dots_at_peak(int64_t rounds) { return braid::dots_at_peak(rounds); }
+BRAID_EXPORT int64_t braid_peak_products() { return braid::kPeakProducts; }

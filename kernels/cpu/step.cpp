@@ -12,6 +12,7 @@ namespace braid {
 namespace {
 
 constexpr size_t kBlockBytes = 192 << 10;  // activations that stay in the L2 cache while weights pass by
+constexpr int kFetchedBytes = 16 << 10;  // by each thread for its next phase
 constexpr float kLargestInt16 = 32767.0f;
 
 struct Range {
@@ -50,6 +51,20 @@ private:
     Range share(int count, int thread) const {
         const int64_t threads = pool_.num_threads();
         return {static_cast<int>(count * thread / threads), static_cast<int>(count * (thread + 1) / threads)};
+    }
+
+    // Starts to load the panels with which this thread begins its next phase: memory would rest while the threads meet,
+    // normalise and quantise. Large batches wait for arithmetic, not for memory.
+    void fetch(const Matrix& matrix, int first_panel) const {
+        if (batch_.num_tokens > kTile) return;
+        const char* bytes = reinterpret_cast<const char*>(matrix.panel(first_panel));
+        for (int i = 0; i < kFetchedBytes; i += 64) _mm_prefetch(bytes + i, _MM_HINT_T1);
+    }
+
+    void fetch_layer(int index, int thread) const {
+        if (index == config_.num_layers) return fetch(model_.head(), share(model_.head().num_panels(), thread).begin);
+        const HeadRows rows = head_rows(share(num_heads(), thread).begin);
+        fetch(model_.layers[index].matrices[rows.kind], rows.head * config_.head_dim / kPanelRows);
     }
 
     // Makes `num_tokens` tokens' activations, each by make(to, token). One token every thread makes for itself: that
@@ -137,16 +152,26 @@ private:
         const Activations x = prepare(space_.normed, thread, [&](const Activations& to, int token) {
             norm_quantize_row<Exact>(to, token, hidden_row(token), weight, config_.norm_eps);
         });
-        const int heads = config_.num_heads + 2 * config_.num_kv_heads;
-        for_blocks(x, share(heads, thread), [&](int head, int tile) { project_head(index, head, x, tile); });
+        for_blocks(x, share(num_heads(), thread), [&](int head, int tile) { project_head(index, head, x, tile); });
+        fetch(layer[MatrixPart::kOutput], share(config_.hidden_size / kPanelRows, thread).begin);
+    }
+
+    int num_heads() const { return config_.num_heads + 2 * config_.num_kv_heads; }
+
+    // Which head of q (kind 0), k (1) or v (2) is head `index` of them all.
+    struct HeadRows {
+        int kind, head;
+    };
+    HeadRows head_rows(int index) const {
+        if (index < config_.num_heads) return {0, index};
+        index -= config_.num_heads;
+        return index < config_.num_kv_heads ? HeadRows{1, index} : HeadRows{2, index - config_.num_kv_heads};
     }
 
     // One head of q, k or v for one tile: its rows, bias, norm and rotation, and then to where attention reads it.
-    void project_head(int index, int head, const Activations& x, int tile) {
+    void project_head(int index, int row_of_heads, const Activations& x, int tile) {
         const Layer& layer = model_.layers[index];
-        const int kind = head < config_.num_heads ? 0 : head < config_.num_heads + config_.num_kv_heads ? 1 : 2;
-        if (kind == 1) head -= config_.num_heads;
-        if (kind == 2) head -= config_.num_heads + config_.num_kv_heads;
+        const auto [kind, head] = head_rows(row_of_heads);
         const int head_dim = config_.head_dim, panels = head_dim / kPanelRows;
         alignas(64) float rows[kTile * kMaxHeadDim];
         for (int panel = 0; panel < panels; panel++)
@@ -351,11 +376,13 @@ private:
             quantize_row<Exact>(to, token, space_.attended + token * size);
         });
         project_back(layer[MatrixPart::kOutput], layer[VectorPart::kPostAttentionNorm], x, thread);
+        fetch(layer[MatrixPart::kGate], 2 * share(config_.intermediate_size / kGroup, thread).begin);
     }
 
     void project_down(int index, int thread) {
         const Layer& layer = model_.layers[index];
         project_back(layer[MatrixPart::kDown], layer[VectorPart::kPostFfnNorm], tokens_of(index, space_.gated), thread);
+        fetch_layer(index + 1, thread);
     }
 
     // hidden += norm?(matrix x)
@@ -397,6 +424,7 @@ private:
         const Range groups = share(config_.intermediate_size / kGroup, thread);
         const Activations gated = tokens_of(index, space_.gated);
         for_blocks(x, groups, [&](int group, int tile) { gate_group(layer, group, x, tile, gated); });
+        fetch(layer[MatrixPart::kDown], share(config_.hidden_size / kPanelRows, thread).begin);
     }
 
     // 32 rows of gate and up, so that what `down` reads can be quantised here.

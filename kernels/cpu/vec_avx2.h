@@ -137,4 +137,21 @@ template <int Bits, int T, bool Exact, bool Offset>
     }
 }
 
+// The arithmetic limit: independent dot instructions and nothing else. A round is kPeakProducts products of 16-bit
+// numbers; the result only keeps the compiler from leaving it out.
+constexpr int64_t kPeakProducts = 8 * 16;
+inline int32_t dots_at_peak(int64_t rounds) {
+    __m256i sum[8], w = _mm256_set1_epi16(3), x = _mm256_set1_epi16(5), total = _mm256_setzero_si256();
+    for (__m256i& one : sum) one = total;
+    for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) {
+            sum[k] = _mm256_add_epi32(sum[k], _mm256_madd_epi16(w, x));
+            asm volatile("" : "+x"(w), "+x"(x));  // else one product would serve all
+        }
+    }
+    for (__m256i one : sum) total = _mm256_add_epi32(total, one);
+    return sum_lanes(Ints{total, _mm256_setzero_si256()});
+}
+
 }  // namespace braid

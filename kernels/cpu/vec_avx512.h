@@ -133,4 +133,19 @@ template <int Bits, int T, bool Exact, bool Offset>
     }
 }
 
+// The arithmetic limit: independent dot instructions and nothing else. A round is kPeakProducts products of 8-bit
+// numbers; the result only keeps the compiler from leaving it out.
+constexpr int64_t kPeakProducts = 12 * 64;
+inline int32_t dots_at_peak(int64_t rounds) {
+    __m512i sum[12], w = _mm512_set1_epi8(3), x = _mm512_set1_epi8(5), total = _mm512_setzero_si512();
+    for (__m512i& one : sum) one = total;
+    for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+        for (int k = 0; k < 12; k++) sum[k] = _mm512_dpbusd_epi32(sum[k], w, x);
+        asm volatile("" : "+v"(w), "+v"(x));
+    }
+    for (__m512i one : sum) total = _mm512_add_epi32(total, one);
+    return _mm512_reduce_add_epi32(total);
+}
+
 }  // namespace braid
