@@ -63,6 +63,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernels", help="backend to prefer, as `braid kernels` lists them")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--memory", type=parse_bytes, metavar="SIZE", help="budget for weights and caches, as in 8GiB")
+    parser.add_argument("--dtype", help="float32 or bfloat16, of what is not quantised (default: chosen)")
     parser.add_argument("--fast", action="store_true", help="faster arithmetic with slightly different results")
     parser.add_argument("--context-length", type=int, metavar="N", help="tokens of prompt and answer together")
 
@@ -119,6 +120,7 @@ def config_from(arguments: argparse.Namespace) -> BraidConfig:
         kernels=arguments.kernels,
         num_threads=arguments.threads,
         memory_budget_bytes=arguments.memory,
+        dtype=arguments.dtype,
         exact=not arguments.fast,
         context_length=arguments.context_length,
         **more,
@@ -151,6 +153,7 @@ def chat(arguments: argparse.Namespace) -> int:
         kernels=config.kernels,
         num_threads=config.num_threads,
         memory_budget_bytes=config.memory_budget_bytes,
+        dtype=config.dtype,
         exact=config.exact,
         context_length=config.context_length,
     ) as llm:

@@ -30,6 +30,8 @@ class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Threads of the CPU kernels; None takes the physical cores."""
     memory_budget_bytes: int | None = None
     """What the arena may lease in all; None is learnt from the device."""
+    dtype: str | None = None
+    """`float32` or `bfloat16`, of what is not quantised; None is float32 on a CPU and for small models on a GPU."""
     exact: bool = True
     """False allows arithmetic that is faster and gives slightly different logits."""
     max_waiting_requests: int = 256
@@ -47,6 +49,8 @@ class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"{name}={value} must be at least 1", param=name)
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise InvalidRequest(f"dtype={self.dtype!r} must be float32 or bfloat16", param="dtype")
         if self.device is not None and not _is_device(self.device):
             raise InvalidRequest(f"device={self.device!r} must be cpu, cuda or cuda:N", param="device")
 

@@ -84,6 +84,7 @@ def _backend(config: BraidConfig) -> Backend:
         kernels=config.kernels or os.environ.get("BRAID_KERNELS") or None,
         num_threads=config.num_threads or len(os.sched_getaffinity(0)),
         exact=config.exact,
+        dtype=config.dtype,
     )
 
 
@@ -156,7 +157,7 @@ class LLM(LanguageFace):
     Args:
         model: a folder, a GGUF file, `smollm2` or a hub id.
         engine: share this engine instead of building one; the other arguments are then not looked at.
-        device, kernels, num_threads, memory_budget_bytes, exact, context_length: see `BraidConfig`.
+        device, kernels, num_threads, memory_budget_bytes, dtype, exact, context_length: see `BraidConfig`.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class LLM(LanguageFace):
         kernels: str | None = None,
         num_threads: int | None = None,
         memory_budget_bytes: int | None = None,
+        dtype: str | None = None,
         exact: bool = True,
         context_length: int | None = None,
     ) -> None:
@@ -177,6 +179,7 @@ class LLM(LanguageFace):
             kernels=kernels,
             num_threads=num_threads,
             memory_budget_bytes=memory_budget_bytes,
+            dtype=dtype,
             exact=exact,
             context_length=context_length,
         )

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from braid.errors import InvalidRequest
+from braid.kernels.ops import Ops
 from braid.llm_core.loading.weights import Checkpoint
 from braid.llm_core.models.model import LanguageModel
+
+SMALL_SHARE = 1 / 16
+"""Of a GPU's memory: weights that take no more than this in float32 stay in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,14 @@ class Backend:
         kernels: None for the fastest that accepts the model, `cpp` or one of its variants, or `torch`.
         num_threads: of the CPU.
         exact: False allows 8-bit activations.
+        dtype: of weights and activations that are not quantised, `float32` or `bfloat16`; None chooses.
     """
 
     device: str
     kernels: str | None
     num_threads: int
     exact: bool
+    dtype: str | None = None
 
 
 def choose_device(wanted: str | None) -> str:
@@ -60,8 +66,24 @@ def copied_bytes(checkpoint: Checkpoint, backend: Backend) -> int:
     """Bytes that loading is going to copy out of the mapped file: repacked as stored, or dequantised."""
     if refusal_of_cpp(checkpoint, backend) is None:
         return sum(checkpoint.weights[name].raw().nbytes for name in checkpoint.weights)
-    item = 2 if backend.device.startswith("cuda") else 4
-    return sum(math.prod(checkpoint.weights[name].shape) * item for name in checkpoint.weights)
+    return _num_weights(checkpoint) * compute_dtype(checkpoint, backend).itemsize
+
+
+def compute_dtype(checkpoint: Checkpoint, backend: Backend) -> torch.dtype:
+    """What the torch model computes in: the dtype that was asked for, float32 on a CPU, and on a GPU bfloat16 unless
+    the weights are small. A small model flips near ties in bfloat16 (SmolLM2 forgets that Paris is a capital), and
+    memory is no reason there."""
+    if backend.dtype is not None:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[backend.dtype]
+    if not backend.device.startswith("cuda"):
+        return torch.float32
+    _, total_bytes = torch.cuda.mem_get_info(backend.device)
+    is_small = _num_weights(checkpoint) * torch.float32.itemsize <= total_bytes * SMALL_SHARE
+    return torch.float32 if is_small else torch.bfloat16
+
+
+def _num_weights(checkpoint: Checkpoint) -> int:
+    return sum(math.prod(checkpoint.weights[name].shape) for name in checkpoint.weights)
 
 
 def build_model(checkpoint: Checkpoint, backend: Backend) -> LanguageModel:
@@ -87,7 +109,9 @@ def build_model(checkpoint: Checkpoint, backend: Backend) -> LanguageModel:
     from braid.llm_core.models.torch_model import TorchModel
 
     torch.set_num_threads(backend.num_threads)
-    return TorchModel(checkpoint.config, checkpoint.weights, device=backend.device)
+    dtype = compute_dtype(checkpoint, backend)
+    ops = Ops(backend.device, backend.kernels)
+    return TorchModel(checkpoint.config, checkpoint.weights, device=backend.device, dtype=dtype, ops=ops)
 
 
 def _variant(backend: Backend) -> str | None:

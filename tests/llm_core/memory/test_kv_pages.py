@@ -259,7 +259,9 @@ def test_slab_on_a_gpu_is_given_back_to_the_driver() -> None:
     slab_bytes = 64 << 20
     pages = KVPages(Arena(4 * slab_bytes), page_bytes=1 << 20, slab_bytes=slab_bytes, device="cuda")
     taken = pages.allocate(4 * 64)
-    free_before, _ = torch.cuda.mem_get_info()
+    allocated, (free, _) = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()
     pages.release(taken)
     pages.give_back_spare()
-    assert torch.cuda.mem_get_info()[0] - free_before >= 4 * slab_bytes
+    assert allocated - torch.cuda.memory_allocated() == 4 * slab_bytes
+    # A slab may lie in a segment that tensors of other tests share; then that segment stays.
+    assert torch.cuda.mem_get_info()[0] - free >= 3 * slab_bytes
