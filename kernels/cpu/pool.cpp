@@ -9,7 +9,7 @@
 namespace braid {
 namespace {
 
-constexpr int kSpinsBeforeYield = 2000;  // some 20 us; a waiting thread must not starve the one it waits for
+constexpr int kSpinsBeforeYield = 50;  // half a microsecond: where cores are few, the other thread may need this one
 constexpr auto kAwakeAfterJob = std::chrono::microseconds(300);
 
 void relax(int spins) {
