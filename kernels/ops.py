@@ -1,11 +1,15 @@
 """The operations that models call, as plain PyTorch: each function here is the specification of its faster kernels.
 
-Arithmetic is float32 inside, cast back once. Callers hold an `Ops`, bound to a device and a preference, and write
-`ops.rms_norm(x, weight)`; which kernel that is was decided by the registry at the first such call.
+Arithmetic is float32 inside, cast back once, and a number's bits depend neither on where it stands in a tensor nor on
+what stands beside it; a faster kernel keeps that too. Callers hold an `Ops`, bound to a device and a preference, and
+write `ops.rms_norm(x, weight)`; which kernel that is was decided by the registry at the first such call.
+
+Matrix products and attention are not here: whether their bits hold depends on shapes, which `llm_core.layers` minds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,79 +24,60 @@ from braid.kernels.cpu.sampling import CpuSampler
 from braid.kernels.registry import AUTO, REFERENCE, Facts, Kernel, Refusal, Registry, Selection
 from braid.kernels.sampling import FloatArray, SampledToken, SampleRow, sample
 
-MIN_GEMM_ROWS = 4
-"""Float32 products of 1 to 3 rows differ in their last bits from those of 4 and more, so a token alone would not get
-the bits that it gets in a batch."""
+GELU_CUBIC = 0.044715
+GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, weight_offset: float = 0.0) -> Tensor:
-    """Scale each row to unit root mean square, then by `weight_offset + weight`.
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """Scale each row to a root mean square of one, then by `weight`.
+
+    One fused call of torch: written out it would be six, and a decode step of a small model is made of calls.
 
     Args:
         x: (..., width); the result has its dtype.
-        weight: (width,)
-        weight_offset: 1 for Gemma, whose files store the weight minus one.
+        weight: (width,), any offset already added.
     """
-    x32 = x.float()
-    inverse_rms = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-    return (x32 * inverse_rms * (weight.float() + weight_offset)).to(x.dtype)
+    return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up`, elementwise: the gate of Llama's feed-forward."""
-    return (functional.silu(gate.float()) * up.float()).to(gate.dtype)
+    """`silu(gate) * up`: the gate of Llama's feed-forward. Views of one fused product are fine."""
+    gate32 = gate.float()
+    return _times_sigmoid(gate32 * up, gate32.neg()).to(gate.dtype)
 
 
 def gelu_tanh_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """`gelu(gate) * up` with the tanh approximation, elementwise: the gate of Gemma's feed-forward."""
-    return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(gate.dtype)
+    """`gelu(gate) * up` with the tanh approximation: the gate of Gemma's feed-forward.
+
+    (1 + tanh(u)) / 2 = sigmoid(2 u), so this gate too is a product with a sigmoid.
+    """
+    gate32 = gate.float()
+    cubic = (gate32 * gate32).mul_(gate32).mul_(GELU_CUBIC)
+    return _times_sigmoid(gate32 * up, cubic.add_(gate32).mul_(-GELU_SLOPE)).to(gate.dtype)
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """Rotate pairs of a head's channels by an angle that grows with the position.
+def _times_sigmoid(x: Tensor, negative_logit: Tensor) -> Tensor:
+    """`x * sigmoid(-negative_logit)`; overwrites both.
+
+    Not `torch.sigmoid`, `silu` or `gelu`: on a CPU those compute the last few numbers of each thread's share with
+    another exponential than the rest (measured: 2 to 4 results in 100,000 differ), so a token's bits would depend on
+    how many tokens stand beside it. `exp` has one path for all.
+    """
+    return x.div_(negative_logit.exp_().add_(1.0))
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the channels (i, i + head_dim / 2) of each head by their angle i.
 
     Args:
         x: (num_tokens, num_heads, head_dim)
-        cos, sin: (num_tokens, rotary_dim / 2) of each token's angles; channels from `rotary_dim` on stay as they are.
-        interleaved: pairs are (0, 1), (2, 3), ...; otherwise (0, rotary_dim / 2), (1, rotary_dim / 2 + 1), ...
+        cos: (num_tokens, 1, head_dim) float32 cosines of the angles, twice one after the other.
+        sin: likewise their sines, the first half negated.
+    Returns:
+        float32, of x's shape: queries are yet to be scaled before they are rounded.
     """
-    half = cos.shape[-1]
-    rotary, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
-    if interleaved:
-        first, second = rotary[..., ::2], rotary[..., 1::2]  # (num_tokens, num_heads, half) each
-    else:
-        first, second = rotary.chunk(2, -1)
-    cos32, sin32 = cos.float().unsqueeze(-2), sin.float().unsqueeze(-2)  # (num_tokens, 1, half)
-    turned = first * cos32 - second * sin32, second * cos32 + first * sin32
-    rotated = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
-    return torch.cat((rotated.to(x.dtype), rest), -1)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias`, the same bits for a row whatever rows stand beside it.
-
-    Args:
-        x: (num_tokens, in_features)
-        weight: (out_features, in_features), of x's dtype.
-    """
-    missing = MIN_GEMM_ROWS - x.shape[0]
-    if missing <= 0:
-        return functional.linear(x, weight, bias)
-    return functional.linear(functional.pad(x, (0, 0, 0, missing)), weight, bias)[: x.shape[0]]
-
-
-def quantized_linear(x: Tensor, quants: Tensor, scales: Tensor, minimums: Tensor | None = None) -> Tensor:
-    """`x @ weight.T` with `weight = quants * scales + minimums`, computed in float32.
-
-    Args:
-        x: (num_tokens, in_features); the result has its dtype.
-        quants: (out_features, in_features) integers.
-        scales, minimums: (out_features, in_features / block_size), one per block along a row.
-    """
-    blocks = quants.float().reshape(*scales.shape, -1) * scales.float().unsqueeze(-1)
-    if minimums is not None:
-        blocks = blocks + minimums.float().unsqueeze(-1)
-    return linear(x.float(), blocks.flatten(-2)).to(x.dtype)
+    first, second = x.float().chunk(2, -1)
+    return torch.cat((second, first), -1).mul_(sin).add_(x * cos)
 
 
 REFERENCES: dict[str, Callable[..., Any]] = {
@@ -100,8 +85,6 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "silu_mul": silu_mul,
     "gelu_tanh_mul": gelu_tanh_mul,
     "rope": rope,
-    "linear": linear,
-    "quantized_linear": quantized_linear,
     "sample": sample,
 }
 CPU_PREFIX = "cpu_"
@@ -158,8 +141,8 @@ class Ops:
         self._registry.check_preference(self.prefer)
         self._loaded: dict[tuple[str, torch.dtype, int], Callable[..., Any]] = {}
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float = 1e-6, weight_offset: float = 0.0) -> Tensor:
-        return self._tensor_kernel("rms_norm", x)(x, weight, eps, weight_offset)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+        return self._tensor_kernel("rms_norm", x)(x, weight, eps)
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         return self._tensor_kernel("silu_mul", gate)(gate, up)
@@ -167,14 +150,8 @@ class Ops:
     def gelu_tanh_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         return self._tensor_kernel("gelu_tanh_mul", gate)(gate, up)
 
-    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-        return self._tensor_kernel("rope", x)(x, cos, sin, interleaved)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self._tensor_kernel("linear", x)(x, weight, bias)
-
-    def quantized_linear(self, x: Tensor, quants: Tensor, scales: Tensor, minimums: Tensor | None = None) -> Tensor:
-        return self._tensor_kernel("quantized_linear", x)(x, quants, scales, minimums)
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self._tensor_kernel("rope", x)(x, cos, sin)
 
     def sample(self, logits: Tensor | FloatArray, rows: list[SampleRow]) -> list[SampledToken]:
         """See `kernels.sampling.SampleKernel`."""

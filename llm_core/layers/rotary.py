@@ -1,4 +1,4 @@
-"""Rotary position embedding: inverse frequencies, the table of angles, and the rotation of (i, i + dim/2) pairs.
+"""Rotary position embedding: inverse frequencies, and the table of angles as `kernels.ops.rope` wants them.
 
 Interleaved pairs do not occur here: the rows of q and k are put in half-split order when weights are loaded.
 """
@@ -63,7 +63,7 @@ class RotaryTable:
         return self._table.nbytes
 
     def rows(self, positions: Tensor, *, max_position: int) -> tuple[Tensor, Tensor]:
-        """(num_tokens, 1, head_dim) float32 cosines, and sines with the first half negated, as `rotate` wants them.
+        """(num_tokens, 1, head_dim) float32 cosines, and sines with the first half negated.
 
         Args:
             positions: (num_tokens,) int64 on the table's device, none above `max_position`.
@@ -86,16 +86,3 @@ class RotaryTable:
         cos, sin = angles.cos(), angles.sin()
         table = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)  # (positions, 2, head_dim)
         return table.float().unsqueeze(1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + dim/2) of each head.
-
-    Args:
-        x: (num_tokens, num_heads, head_dim)
-        cos, sin: of `RotaryTable.rows`.
-    Returns:
-        float32, of x's shape.
-    """
-    first, second = x.float().chunk(2, -1)
-    return torch.cat((second, first), -1).mul_(sin).add_(x * cos)

@@ -2,7 +2,8 @@
 
 Everything is arranged so that a token's numbers do not depend on what else is in the call (architecture: 1.5): tokens
 are padded to a tile of rows, products run in row counts that were tried (`layers.row_buckets`), attention sums in an
-order fixed by positions (`layers.attention_plan`), and elementwise operators are ones that treat all places alike.
+order fixed by positions (`layers.attention_plan`), and norms, gates and rotations (`kernels.ops`) treat all places
+alike.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braid.llm_core.layers.activation import gated
+from braid.kernels.ops import Ops
+from braid.kernels.registry import Facts
 from braid.llm_core.layers.attention import attend, write_kv
 from braid.llm_core.layers.attention_plan import MAX_TILE_TOKENS, AttentionPlan, PlanLimits, Planner, SlabRows
 from braid.llm_core.layers.block_products import CpuProducts, GpuProducts
 from braid.llm_core.layers.kv_layout import PAGE_TOKENS, KVLayout
-from braid.llm_core.layers.norm import rms_norm
-from braid.llm_core.layers.rotary import RotaryTable, layer_frequencies, rotate
+from braid.llm_core.layers.rotary import RotaryTable, layer_frequencies
 from braid.llm_core.layers.row_buckets import padded
 from braid.llm_core.loading.weights import Weights
 from braid.llm_core.models.config import ModelConfig
@@ -52,6 +53,7 @@ class TorchModel:
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
         dtype: of weights, activations, keys and values; None is float32 on a CPU and bfloat16 on a GPU.
+        ops: what runs norms, gates and rotations; None for the fastest on `device`.
     Raises:
         ModelFileError: a tensor is missing or misshapen.
     """
@@ -59,7 +61,13 @@ class TorchModel:
     page_tokens = PAGE_TOKENS
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, *, device: str = "cpu", dtype: torch.dtype | None = None
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        ops: Ops | None = None,
     ) -> None:
         self.config = config
         self._device = torch.device(device)
@@ -76,6 +84,8 @@ class TorchModel:
         kinds = {config.is_sliding(layer) for layer in range(config.num_layers)}
         self._rotary = {k: RotaryTable(layer_frequencies(config, is_sliding=k), self._device) for k in kinds}
         self._planners = {k: self._planner(config.sliding_window if k else None) for k in kinds}
+        self._ops = ops or Ops(device)
+        self._gated = self._ops.silu_mul if config.hidden_act == "silu" else self._ops.gelu_tanh_mul
         self._products = CpuProducts() if self.device == "cpu" else GpuProducts()
         self._row_tile = self._weights.lm_head.buckets[0]
 
@@ -83,13 +93,15 @@ class TorchModel:
         """What runs, and how each storage type of the file is held."""
         weights = self._loaded()
         held = str(self.dtype).removeprefix("torch.")
+        facts, gate = Facts(self.device, dtype=held), self._gated.__name__
+        operations = {op: self._ops.select(op, facts).kernel.backend for op in ("rms_norm", "rope", gate)}
         products = {"qkv": weights.layers[0].qkv, "gate_up": weights.layers[0].gate_up, "lm_head": weights.lm_head}
         return {
             "backend": "torch",
             "device": str(self._device),
             "dtype": held,
             "weights": {storage: f"{count} tensors held as {held}" for storage, count in weights.storage.items()},
-            "kernels": dict.fromkeys(("linear", "attention", "rms_norm", "rope", "gate"), "torch"),
+            "kernels": {"linear": "torch", "attention": "torch", **operations},
             "row_buckets": {name: list(linear.buckets) for name, linear in products.items()},
         }
 
@@ -120,7 +132,7 @@ class TorchModel:
                 kept[number] = x.index_select(0, hidden_rows).float()
             x = self._block(x, layer, number, step)
         if hidden_rows is not None and self.config.num_layers in batch.hidden_layers:
-            last = rms_norm(x.index_select(0, hidden_rows), weights.norm, self.config.norm_eps)
+            last = self._ops.rms_norm(x.index_select(0, hidden_rows), weights.norm, self.config.norm_eps)
             kept[self.config.num_layers] = last.float()
         hidden = torch.stack([kept[i] for i in batch.hidden_layers]) if kept else None
         return ForwardResult(self._logits(x, batch.logits_rows), None if hidden is None else self._result(hidden))
@@ -162,13 +174,13 @@ class TorchModel:
         return x if self._embedding_scale == 1.0 else x * self._embedding_scale
 
     def _block(self, x: Tensor, layer: LayerWeights, number: int, step: _Step) -> Tensor:
-        eps = self.config.norm_eps
+        rms_norm, eps = self._ops.rms_norm, self.config.norm_eps
         attended = self._attention(rms_norm(x, layer.input_norm, eps), layer, number, step)
         if layer.post_attention_norm is not None:
             attended = rms_norm(attended, layer.post_attention_norm, eps)
         x = x + attended
         gate, up = layer.gate_up(rms_norm(x, layer.ffn_norm, eps)).chunk(2, -1)
-        fed = layer.down(gated(self.config.hidden_act, gate, up))
+        fed = layer.down(self._gated(gate, up))
         if layer.post_ffn_norm is not None:
             fed = rms_norm(fed, layer.post_ffn_norm, eps)
         return x + fed
@@ -178,7 +190,7 @@ class TorchModel:
         is_sliding = config.is_sliding(number)
         heads = layer.qkv(x).view(len(x), -1, config.head_dim)  # (rows, queries + keys + values, head_dim)
         rotated = heads[:, : config.num_heads + config.num_kv_heads]
-        turned = rotate(self._normed_heads(rotated, layer), *step.angles[is_sliding])
+        turned = self._ops.rope(self._normed_heads(rotated, layer), *step.angles[is_sliding])
         queries, keys = torch.split_with_sizes(turned, (config.num_heads, config.num_kv_heads), 1)
         rotated[:, config.num_heads :] = keys
         write_kv(heads[: step.num_tokens, config.num_heads :], step.slabs, step.writes, self._layout, number)
@@ -190,7 +202,7 @@ class TorchModel:
         if layer.q_norm is None or layer.k_norm is None:
             return heads
         queries, keys = torch.split_with_sizes(heads, (self.config.num_heads, self.config.num_kv_heads), 1)
-        eps = self.config.norm_eps
+        rms_norm, eps = self._ops.rms_norm, self.config.norm_eps
         return torch.cat((rms_norm(queries, layer.q_norm, eps), rms_norm(keys, layer.k_norm, eps)), 1)
 
     def _logits(self, x: Tensor, rows: IntArray) -> Any:
@@ -198,7 +210,7 @@ class TorchModel:
             return self._result(x.new_empty((0, self.config.vocab_size), dtype=torch.float32))
         weights = self._loaded()
         wanted = x.index_select(0, self._index(self._pad(rows)))
-        logits = weights.lm_head(rms_norm(wanted, weights.norm, self.config.norm_eps))
+        logits = weights.lm_head(self._ops.rms_norm(wanted, weights.norm, self.config.norm_eps))
         return self._result(logits[: len(rows)].float())
 
     def _pad(self, values: IntArray) -> IntArray:

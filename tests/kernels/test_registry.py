@@ -138,56 +138,6 @@ def test_ops_sample_with_the_chosen_kernel(prefer: str) -> None:
     assert [token.token_id for token in Ops(prefer=prefer).sample(logits, rows)] == [1, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_tokens", [0, 1, 63, 257])
-def test_rms_norm_matches_its_formula_and_keeps_the_dtype(num_tokens: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(1)
-    x = (100 * torch.randn(num_tokens, 24, generator=generator)).to(dtype)
-    weight = torch.randn(24, generator=generator).to(dtype)
-    out = Ops().rms_norm(x, weight, 1e-5, 1.0)
-    x64 = x.double()
-    expected = x64 / (x64.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + weight.double())
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
-
-
-def test_gates_match_their_formulas() -> None:
-    gate, up = torch.linspace(-5, 5, 257), torch.linspace(3, -2, 257)
-    silu = gate / (1 + torch.exp(-gate)) * up
-    gelu = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * up
-    torch.testing.assert_close(Ops().silu_mul(gate, up), silu, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(Ops().gelu_tanh_mul(gate, up), gelu, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_rope_turns_each_pair_by_its_angle_and_leaves_the_rest(interleaved: bool) -> None:
-    x = torch.randn(5, 3, 10, generator=torch.Generator().manual_seed(2))
-    angles = torch.rand(5, 4, generator=torch.Generator().manual_seed(3))
-    out = Ops().rope(x, angles.cos(), angles.sin(), interleaved)
-    for pair in range(4):
-        a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + 4)
-        turned = torch.complex(x[..., a], x[..., b]) * torch.exp(1j * angles[:, None, pair])
-        torch.testing.assert_close(torch.complex(out[..., a], out[..., b]), turned)
-    assert torch.equal(out[..., 8:], x[..., 8:])
-
-
-def test_linear_gives_a_row_the_same_bits_alone_and_in_a_batch() -> None:
-    x = torch.randn(257, 63, generator=torch.Generator().manual_seed(4))
-    weight = torch.randn(95, 63, generator=torch.Generator().manual_seed(5))
-    whole = Ops().linear(x, weight)
-    assert all(torch.equal(Ops().linear(x[i : i + n], weight), whole[i : i + n]) for i in (0, 100) for n in (1, 2, 3))
-    assert Ops().linear(x[:0], weight).shape == (0, 95)
-
-
-def test_quantized_linear_multiplies_by_the_dequantised_weight() -> None:
-    generator = torch.Generator().manual_seed(6)
-    quants = torch.randint(-8, 8, (5, 64), generator=generator, dtype=torch.int8)
-    scales, minimums = torch.rand(5, 2, generator=generator), torch.rand(5, 2, generator=generator)
-    x = torch.randn(7, 64, generator=generator)
-    weight = torch.stack([quants[:, i] * scales[:, i // 32] + minimums[:, i // 32] for i in range(64)], 1)
-    torch.testing.assert_close(Ops().quantized_linear(x, quants, scales, minimums), x @ weight.T)
-
-
 def test_kernels_has_no_init_file_anywhere() -> None:
     assert list((ROOT / "kernels").rglob("__init__.py")) == []
 

@@ -1,12 +1,12 @@
-"""Angles are those of the papers, tables grow without changing, and rotations keep what rotations keep."""
+"""Angles are those of the papers, tables grow without changing, and rotating by them keeps lengths."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from braid.kernels import ops
-from braid.llm_core.layers.rotary import CHUNK_POSITIONS, RotaryTable, inverse_frequencies, layer_frequencies, rotate
+from braid.kernels.ops import rope
+from braid.llm_core.layers.rotary import CHUNK_POSITIONS, RotaryTable, inverse_frequencies, layer_frequencies
 from braid.llm_core.models.config import ModelConfig, RopeScaling
 
 CPU = torch.device("cpu")
@@ -63,11 +63,12 @@ def test_a_table_that_grew_has_the_bits_of_one_that_did_not():
 
 
 @pytest.mark.parametrize("num_tokens", [1, 63, 257])
-def test_rotation_is_the_specification(num_tokens):
+def test_the_tables_rows_turn_each_pair_by_position_times_frequency(num_tokens):
     x = torch.randn(num_tokens, 3, 16)
     frequencies = inverse_frequencies(10_000.0, 16, RopeScaling())
     positions = torch.arange(num_tokens)
     angles = torch.outer(positions.float(), frequencies)
-    turned = rotate(x, *_rows(frequencies, positions.tolist()))
-    torch.testing.assert_close(turned, ops.rope(x, angles.cos(), angles.sin()), atol=2e-6, rtol=1e-5)
+    turned = rope(x, *_rows(frequencies, positions.tolist()))
+    pairs = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles[:, None])
+    torch.testing.assert_close(turned, torch.cat((pairs.real, pairs.imag), -1), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from braid.errors import ModelFileError
+from braid.kernels.ops import Ops, reference_registry
+from braid.kernels.registry import Kernel
 from braid.llm_core.models.model import ForwardBatch
 from braid.llm_core.models.torch_model import TorchModel
 
@@ -36,6 +38,19 @@ def test_logits_and_every_hidden_state_are_those_of_transformers(name, length, t
     for layer in layers:
         assert np.abs(result.hidden_states[layer] - expected.hidden_states[layer][0].numpy()).max() < 1e-4, layer
     assert np.abs(expected.logits.numpy()).max() > 1
+
+
+@pytest.mark.parametrize(("name", "gate"), [("qwen3", "silu_mul"), ("gemma3", "gelu_tanh_mul")])
+def test_norms_gates_and_rotations_are_called_through_ops(name, gate, tiny_model, runner):
+    """Each is replaced in turn by one that gives NaN, and described under its backend's name."""
+    tiny = tiny_model(name)
+    for op in ("rms_norm", "rope", gate):
+        registry = reference_registry()
+        registry.add(Kernel(op, "broken", lambda x, *_: torch.full_like(x.float(), torch.nan), priority=1))
+        model = TorchModel(tiny.config, tiny.weights, ops=Ops(registry=registry))
+        assert np.isnan(runner(model).step({0: _tokens(3)}).logits).all(), op
+        described = model.describe()["kernels"]
+        assert [part for part, backend in described.items() if backend == "broken"] == [op]
 
 
 def test_an_empty_batch_and_unwanted_logits_give_no_rows(tiny_model, runner):
