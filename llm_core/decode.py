@@ -195,5 +195,4 @@ class GenerationJob:
         }
 
     def fail(self, error: BraidError) -> None:
-        self.request.trace.end(error=error.code)
         self.emit(failed(self.request.id, error))

@@ -113,5 +113,4 @@ class EncodingJob:
         self.request.sink(Encoded(self.request.id, self._hidden_states, mask))
 
     def fail(self, error: BraidError) -> None:
-        self.request.trace.end(error=error.code)
         self.request.sink(failed(self.request.id, error))

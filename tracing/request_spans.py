@@ -34,7 +34,8 @@ class RequestSpans:
         self._phase = self._tracer.start_span(name, self._context, attributes=_prefixed(attributes))
 
     def event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
-        (self._phase or self._span).add_event(name, _prefixed(attributes))
+        if not self._is_ended:
+            (self._phase or self._span).add_event(name, _prefixed(attributes))
 
     def end(self, attributes: Mapping[str, AttributeValue] | None = None, *, error: str | None = None) -> None:
         if self._is_ended:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from braid.errors import BraidError, EngineDied, ModelNotFound
+from braid.errors import InvalidRequest, ModelNotFound
 from braid.llm_core.core import Request, RequestClass
-from braid.llm_core.engine.failure import failed
+from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.handle import OnEvent, Submission
 from braid.llm_core.engine.intake import Intake
 from braid.llm_core.engine.messages import EncodeRequest, EngineReady, GenerateRequest, Stats, StatsRequest
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.tracing.request_trace import NULL_TRACE, RequestTrace
-
-log = logging.getLogger(__name__)
 
 OpenTrace = Callable[[str, str | None], RequestTrace]
 """(request id, traceparent) -> the trace of a new request"""
@@ -67,32 +66,35 @@ class Engine:
         if isinstance(request, StatsRequest):
             on_event(Stats(request.id, dict(self._stats())))
             return
+        trace = self._open_trace(request.id, request.traceparent)
+        trace.phase("queue")
         try:
-            work = self._request(request, on_event)
-        except BraidError as error:
-            on_event(failed(request.id, error))
-            return
-        if self._is_closed:
-            on_event(failed(request.id, EngineDied("the engine has been closed")))
+            work = self._request(request, on_event, trace)
+        except Exception as error:  # whatever it was: the request still gets its last event
+            problem = as_braid_error(error, f"taking request {request.id}")
+            trace.end(error=problem.code)
+            on_event(failed(request.id, problem))
             return
         self._scheduler.submit(work)
 
-    def _request(self, request: GenerateRequest | EncodeRequest, on_event: OnEvent) -> Request:
+    def _request(
+        self, request: GenerateRequest | EncodeRequest, on_event: OnEvent, trace: RequestTrace
+    ) -> Request:
         if request.model and request.model not in self._model_names:
             names = ", ".join(sorted(self._model_names))
             raise ModelNotFound(f"model {request.model!r} is not loaded; loaded is: {names}", param="model")
         if isinstance(request, GenerateRequest):
             params: Any = self._intake.generate(request)
+            deadline_s = request.deadline_s
         else:
-            params = self._intake.encode(request)
-        trace = self._open_trace(request.id, request.traceparent)
-        trace.phase("queue")
+            params, deadline_s = self._intake.encode(request), None
         return Request(
             id=request.id,
             params=params,
             sink=on_event,
-            request_class=RequestClass(request.request_class),
+            request_class=_request_class(request.request_class),
             tenant=request.tenant,
+            deadline=_deadline(deadline_s),
             trace=trace,
         )
 
@@ -107,3 +109,20 @@ class Engine:
         self._scheduler.stop()
         self._thread.join()
         self._release()
+
+
+def _request_class(number: int) -> RequestClass:
+    try:
+        return RequestClass(number)
+    except ValueError:
+        known = ", ".join(f"{known.value} ({known.name.lower()})" for known in RequestClass)
+        raise InvalidRequest(f"request_class={number!r} must be one of {known}", param="request_class") from None
+
+
+def _deadline(seconds: float | None) -> float | None:
+    """Seconds from now as a time of the scheduler's clock."""
+    if seconds is None:
+        return None
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"deadline_s={seconds} must be a positive number of seconds", param="deadline_s")
+    return time.monotonic() + seconds

@@ -1,7 +1,7 @@
 """A request between its submission and its last event.
 
 The ticket stands in for the request's sink, which makes one promise hold whatever a workload does: exactly one last
-event, and nothing after it.
+event, nothing after it, and a trace that has ended.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Ticket:
             _log.error("request %s has ended; a later %s is dropped", self.request.id, type(event).__name__)
             return
         self.is_ended = isinstance(event, self._last_events)
+        if self.is_ended:  # also where no workload ever had the request, and so nobody else ended its trace
+            self.request.trace.end(error=event.code if isinstance(event, Failed) else None)
         try:
             self._sink(event)
         except Exception:
