@@ -51,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands.add_parser("bench", help="measure speed"))
     models = commands.add_parser("models", help="what can be given to --model")
     models.set_defaults(run=list_models)
-    kernels = commands.add_parser("kernels", help="which kernels run on this machine, and why not others")
-    kernels.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    kernels = commands.add_parser("kernels", help="which kernels the same options make serve use, and why not others")
+    _add_engine_options(kernels)
     kernels.set_defaults(run=list_kernels)
     return parser
 
@@ -221,17 +221,23 @@ def list_models(_: argparse.Namespace) -> int:
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    """`braid kernels`."""
+    """`braid kernels`. The model comes last: the rest is true of the machine, even where there is no such model."""
+    from braid.factory import backend_of
     from braid.kernels.cpu.library import reasons_against
     from braid.kernels.ops import Ops
+    from braid.llm_core.loading.checkpoint import open_checkpoint
+    from braid.llm_core.models.choice import describe_choice
 
-    print("C++ variants:")
+    backend = backend_of(config_from(arguments))
+    print("C++ kernels for a whole step of a quantised language model on a CPU, fastest first:")
     for name, reason in reasons_against().items():
         print(f"  {name:18} {'usable' if reason is None else f'not usable: {reason}'}")
-    print(f"Operations on {arguments.device}:")
-    for report in Ops(arguments.device).describe():
+    print(f"Single operations on {backend.device}; a C++ step calls none of them but sample:")
+    for report in Ops(backend.device, backend.kernels).describe():
         refused = "".join(f"; not {refusal.backend}: {refusal.reason}" for refusal in report.refused)
         print(f"  {report.op:18} {report.backend}{refused}")
+    checkpoint = open_checkpoint(arguments.model)
+    print(f"Each step of {checkpoint.name} is run by {describe_choice(checkpoint, backend)}.")
     return 0
 
 

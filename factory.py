@@ -46,7 +46,7 @@ def build_engine(config: BraidConfig) -> Engine:
     Raises:
         BraidError: the model is unknown, broken, not supported or too large for the budget.
     """
-    backend = _backend(config)
+    backend = backend_of(config)
     checkpoint = open_checkpoint(config.model)
     arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
     model = _load(checkpoint, backend, WeightResidency(arena))
@@ -78,7 +78,12 @@ def build_engine(config: BraidConfig) -> Engine:
     )
 
 
-def _backend(config: BraidConfig) -> Backend:
+def backend_of(config: BraidConfig) -> Backend:
+    """What a configuration comes to on this machine.
+
+    Raises:
+        InvalidRequest: its device is not there.
+    """
     return Backend(
         device=choose_device(config.device),
         kernels=config.kernels or os.environ.get("BRAID_KERNELS") or None,

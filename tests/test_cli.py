@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from braid import cli
 from braid.cli import build_parser, config_from, main, parse_bytes, talk
 from braid.errors import InvalidRequest
+from braid.kernels.cpu.library import reasons_against
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,29 @@ def test_models_are_listed_by_name_architecture_and_type(capsys: pytest.CaptureF
         assert name in listed
 
 
-def test_kernels_are_listed_with_their_backend(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["kernels"]) == 0
-    assert "rms_norm" in capsys.readouterr().out
+def test_kernels_lists_variants_operations_and_what_runs_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("braid.kernels.cpu.library.read_cpu_flags", lambda: frozenset({"avx2"}))
+    assert main(["kernels", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  avx2               not usable: the processor lacks f16c, fma" in lines
+    assert "  rms_norm           torch" in lines
+    sampler = re.compile(r"  sample +torch; not cpu_avx512_vnni: the processor lacks .*; not cpu_avx2: ")
+    assert any(sampler.match(line) for line in lines)
+    assert re.match("Each step of smollm2 is run by plain torch .* float32; .* the processor lacks .*f16c", lines[-1])
+
+
+def test_kernels_names_the_variant_that_runs_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    usable = [name for name, reason in reasons_against().items() if reason is None]
+    for name in usable:
+        assert main(["kernels", "--device", "cpu", "--kernels", name, "--fast"]) == 0
+        assert capsys.readouterr().out.endswith(f"smollm2 is run by the C++ kernels, {name}, fast mode.\n")
+
+
+def test_kernels_refuses_what_serve_would_refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("braid.kernels.cpu.library.read_cpu_flags", lambda: frozenset())
+    assert main(["kernels", "--device", "cpu", "--kernels", "cpp"]) == 2
+    assert "kernels='cpp' cannot run smollm2: avx512_vnni: the processor lacks" in capsys.readouterr().err

@@ -86,6 +86,22 @@ def _num_weights(checkpoint: Checkpoint) -> int:
     return sum(math.prod(checkpoint.weights[name].shape) for name in checkpoint.weights)
 
 
+def describe_choice(checkpoint: Checkpoint, backend: Backend) -> str:
+    """What `build_model` would make, in words for people; without reading the weights.
+
+    Raises:
+        InvalidRequest: as `build_model`.
+    """
+    reason = _reason_for_torch(checkpoint, backend)
+    if reason is None:
+        from braid.kernels.cpu.library import load_library
+
+        mode = "exact" if backend.exact else "fast"
+        return f"the C++ kernels, {load_library(_variant(backend)).variant.name}, {mode} mode"
+    dtype = str(compute_dtype(checkpoint, backend)).removeprefix("torch.")
+    return f"plain torch operators in {dtype}; the C++ kernels do not: {reason}"
+
+
 def build_model(checkpoint: Checkpoint, backend: Backend) -> LanguageModel:
     """Load the weights into the fastest implementation that takes them.
 
@@ -93,8 +109,7 @@ def build_model(checkpoint: Checkpoint, backend: Backend) -> LanguageModel:
         InvalidRequest: C++ kernels were asked for by name and cannot run this; with the reason.
         ModelFileError: the weights are broken.
     """
-    reason = refusal_of_cpp(checkpoint, backend)
-    if reason is None:
+    if _reason_for_torch(checkpoint, backend) is None:
         from braid.llm_core.models.cpu_model import CpuModel
 
         return CpuModel(
@@ -104,14 +119,24 @@ def build_model(checkpoint: Checkpoint, backend: Backend) -> LanguageModel:
             exact=backend.exact,
             variant=_variant(backend),
         )
-    if backend.kernels not in (None, "torch"):
-        raise InvalidRequest(f"kernels={backend.kernels!r} cannot run {checkpoint.name}: {reason}", param="kernels")
     from braid.llm_core.models.torch_model import TorchModel
 
     torch.set_num_threads(backend.num_threads)
     dtype = compute_dtype(checkpoint, backend)
     ops = Ops(backend.device, backend.kernels)
     return TorchModel(checkpoint.config, checkpoint.weights, device=backend.device, dtype=dtype, ops=ops)
+
+
+def _reason_for_torch(checkpoint: Checkpoint, backend: Backend) -> str | None:
+    """Why torch operators run this checkpoint; None if the C++ kernels do.
+
+    Raises:
+        InvalidRequest: C++ kernels were asked for by name and cannot run this; with the reason.
+    """
+    reason = refusal_of_cpp(checkpoint, backend)
+    if reason is not None and backend.kernels not in (None, "torch"):
+        raise InvalidRequest(f"kernels={backend.kernels!r} cannot run {checkpoint.name}: {reason}", param="kernels")
+    return reason
 
 
 def _variant(backend: Backend) -> str | None:
