@@ -205,7 +205,15 @@ def main() -> None:
     share = results["batch 1"]["braid"] / limit
     print_table(results)
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s: at most {limit:.0f} tokens/s at batch 1; reached {share:.0%}")
-    summary = {"machine": machine.describe(), "results": results, "bandwidth_gb_s": bandwidth / 1e9, "share": share}
+    memory = {"braid": machine.peak_bytes(of_children=False), "llama.cpp": machine.peak_bytes(of_children=True)}
+    print("peak memory: " + ", ".join(f"{name} {num_bytes / 1e6:.0f} MB" for name, num_bytes in memory.items()))
+    summary = {
+        "machine": machine.describe(),
+        "results": results,
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "share": share,
+        "peak_bytes": memory,
+    }
     print(json.dumps(summary))
 
 
