@@ -54,7 +54,7 @@ def plan_chunks(pending: Sequence[Pending], limits: BatchLimits, cost: StepCost,
         room = limits.max_step_tokens - num_decode - num_prefill
         fit = _tokens_within(p, room, num_decode, num_prefill, context, cost, budget_ms)
         if i == 0:
-            fit = max(fit, min(limits.min_chunk_tokens, p.num_tokens))
+            fit = max(fit, min(limits.min_chunk_tokens, p.num_tokens, room))
         if fit == 0:
             break
         chunks[i] = fit

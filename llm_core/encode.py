@@ -46,10 +46,11 @@ class EncodedPrompt:
     sampling = None
     use_prefix_cache = False  # cached positions have no hidden states
 
-    def __init__(self, token_ids: tuple[int, ...], layers: tuple[int, ...], out: torch.Tensor) -> None:
+    def __init__(self, index: int, token_ids: tuple[int, ...], layers: tuple[int, ...], out: torch.Tensor) -> None:
         """Args:
         out: (num_tokens, hidden_size, num_layers), the prompt's unpadded part of the result.
         """
+        self.index = index
         self.sequence = Sequence(list(token_ids))
         self.hidden_layers = layers
         self.is_done = not token_ids
@@ -84,7 +85,7 @@ class EncodingJob:
         first = self._params.length - len(token_ids) if self._params.padding_side == "left" else 0
         rows = slice(first, first + len(token_ids))
         self._mask[i, rows] = 1
-        return EncodedPrompt(token_ids, self._params.layers, self._hidden_states[i, rows])
+        return EncodedPrompt(i, token_ids, self._params.layers, self._hidden_states[i, rows])
 
     @property
     def tasks(self) -> list[EncodedPrompt]:

@@ -18,6 +18,11 @@ class SequenceTask(Protocol):
     """One sequence of a job."""
 
     @property
+    def index(self) -> int:
+        """Its place in the job; later ones yield memory first."""
+        ...
+
+    @property
     def sequence(self) -> Sequence: ...
 
     @property

@@ -25,6 +25,9 @@ from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.tokenizer import Tokenizer
 
+Rank = tuple[int, int, int]
+"""(class, arrival, index in the job): the place of a sequence in the order in which they yield memory, last first."""
+
 STALL_S = 0.005
 """How long to wait for memory that somebody else holds before asking again."""
 
@@ -102,6 +105,7 @@ class LanguageWorkload:
         self._num_admitted += 1
         job = self._job(request, self._num_admitted)
         if job.is_done:  # nothing but empty prompts
+            job.begin(now, 0)
             self._finish(job, now)
         else:
             self._jobs[request.id] = job
@@ -120,7 +124,7 @@ class LanguageWorkload:
     def _fail(self, job: Job, error: BraidError) -> None:
         for task in job.tasks:
             self.memory.end(task.sequence)
-        del self._jobs[job.request.id]
+        self._jobs.pop(job.request.id, None)
         self.counters.failed += 1
         job.fail(error)
 
@@ -221,19 +225,28 @@ class LanguageWorkload:
 
     def _candidates(self, jobs: list[Job]) -> Iterator[tuple[Job, SequenceTask]]:
         """Sequences that may share the next call: each has a row, and they want the same hidden layers."""
-        hidden_layers: tuple[int, ...] | None = None
+        hidden_layers: tuple[int, ...] = ()
+        rowless: Rank | None = None  # from this rank on nobody gets a row in this step
         for job in jobs:
             for task in job.tasks:
-                if task.hidden_layers:
-                    if hidden_layers not in (None, task.hidden_layers):
+                if task.hidden_layers and hidden_layers and task.hidden_layers != hidden_layers:
+                    continue
+                if not task.sequence.is_running:
+                    rank = _rank(job, task)
+                    if rowless is not None and rank >= rowless:
                         continue
-                    hidden_layers = task.hidden_layers
-                if task.sequence.is_running or self._start(job, task):
-                    yield job, task
+                    if not self._start(job, task):
+                        rowless = rank
+                        continue
+                hidden_layers = hidden_layers or task.hidden_layers
+                yield job, task
 
     def _start(self, job: Job, task: SequenceTask) -> bool:
-        if not self.memory.has_free_row and not self._preempt_after(job, keep=()):
-            return False
+        if not self.memory.has_free_row:
+            victims = self._running_after(job, task, keep=())
+            if not victims:
+                return False
+            self._preempt(*victims[0])
         self.memory.start(task.sequence, use_prefix_cache=task.use_prefix_cache)
         self.counters.cached_tokens += task.sequence.num_computed
         job.begin(time.monotonic(), task.sequence.num_computed)
@@ -243,29 +256,37 @@ class LanguageWorkload:
         """Allocate what the chunk writes, preempting sequences that come after it; False if it must wait."""
         if not task.sequence.is_running:  # preempted a moment ago for the sake of an earlier one
             return False
-        keep = [*(chunk.task for chunk in planned), task]
-        while not self.memory.grow(task.sequence, num_tokens):
-            if not self._preempt_after(job, keep=keep):
-                return False
-        return True
+        if self.memory.grow(task.sequence, num_tokens):
+            return True
+        victims = self._running_after(job, task, keep=[chunk.task for chunk in planned])
+        num_pages = sum(len(victim.sequence.pages) for _, victim in victims)
+        if not self.memory.could_grow(task.sequence, num_tokens, num_pages):
+            return False  # somebody else has the memory: that others wait would not help
+        for victim in victims:
+            self._preempt(*victim)
+            if self.memory.grow(task.sequence, num_tokens):
+                return True
+        return False
 
-    def _preempt_after(self, job: Job, *, keep: Sequence[SequenceTask]) -> bool:
-        """Take the pages and row of the running sequence that can wait best: of the least urgent class, the latest
-        arrival. Never of one before `job`, so that the first in line always gets on. False if there is none."""
-        victims = [
-            (_order(other), i, other, task)
+    def _running_after(
+        self, job: Job, task: SequenceTask, *, keep: Sequence[SequenceTask]
+    ) -> list[tuple[Job, SequenceTask]]:
+        """The running sequences that can wait better than `task`, and the one that can wait best first: of the least
+        urgent class, the latest arrival. None of those before `task`, so that the first in line always gets on."""
+        rank, kept = _rank(job, task), {id(one) for one in keep}
+        after = [
+            (other, one)
             for other in self._jobs.values()
-            if _order(other) >= _order(job)
-            for i, task in enumerate(other.tasks)
-            if task.sequence.is_running and not any(task is kept for kept in keep)
+            for one in other.tasks
+            if one.sequence.is_running and _rank(other, one) > rank and id(one) not in kept
         ]
-        if not victims:
-            return False
-        _, _, other, task = max(victims, key=lambda victim: victim[:2])
+        return sorted(after, key=lambda pair: _rank(*pair), reverse=True)
+
+    def _preempt(self, job: Job, task: SequenceTask) -> None:
+        """Take the pages and the row of a sequence, which computes them again when its turn comes."""
         self.memory.end(task.sequence)
         self.counters.preemptions += 1
-        other.request.trace.event("preempted", {"tokens": len(task.sequence.token_ids)})
-        return True
+        job.request.trace.event("preempted", {"tokens": len(task.sequence.token_ids)})
 
     # -- doing
 
@@ -330,7 +351,8 @@ class LanguageWorkload:
 
     def _at_end(self, chunk: Chunk, token: SampledToken | None, now: float) -> None:
         task, job = chunk.task, chunk.job
-        if task.use_prefix_cache and not chunk.is_decode:
+        is_first = task.sampling is not None and task.sampling.num_generated == 0
+        if task.use_prefix_cache and (is_first or not chunk.is_decode):
             self.memory.remember(task.sequence)
         if token is not None:
             task.accept_token(token, now)
@@ -343,8 +365,8 @@ class LanguageWorkload:
             self._finish(job, now)
 
 
-def _order(job: Job) -> tuple[int, int]:
-    return (job.request.request_class, job.number)
+def _rank(job: Job, task: SequenceTask) -> Rank:
+    return (job.request.request_class, job.number, task.index)
 
 
 def _features(chunks: list[Chunk]) -> tuple[float, float, float, float]:

@@ -52,6 +52,11 @@ class SequenceMemory:
         self._tables.extend(sequence, pages)
         return True
 
+    def could_grow(self, sequence: Sequence, num_tokens: int, num_freed_pages: int) -> bool:
+        """Whether `grow` would succeed if others gave back so many pages."""
+        missing = sequence.pages_missing(num_tokens, self.page_tokens)
+        return self.pages.can_allocate(max(0, missing - num_freed_pages))
+
     def remember(self, sequence: Sequence) -> None:
         """Put the whole pages computed so far into the prefix cache."""
         whole = sequence.num_computed // self.page_tokens

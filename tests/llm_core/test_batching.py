@@ -57,3 +57,8 @@ def test_a_plan_stays_within_limits_and_budget(pending: list[Pending], budget_ms
 def test_limits_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="max_sequences=9"):
         BatchLimits(max_sequences=9, max_step_tokens=8, min_chunk_tokens=4)
+
+
+def test_a_leading_prefill_leaves_the_decode_tokens_their_room() -> None:
+    limits = BatchLimits(max_sequences=16, max_step_tokens=16, min_chunk_tokens=16)
+    assert sum(plan_chunks([Pending(100, 0), *[Pending(1, 9)] * 15], limits, one_ms_a_token, 0.5)) == 16

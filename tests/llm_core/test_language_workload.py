@@ -10,8 +10,9 @@ import pytest
 
 from braid.errors import RequestCancelled
 from braid.llm_core.core import Request, RequestClass
+from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
-from braid.llm_core.engine.messages import Encoded, Failed, Finished
+from braid.llm_core.engine.messages import Encoded, Failed, Finished, SamplingParams, Started
 from braid.llm_core.loading.checkpoint import open_checkpoint
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, KVSlabs
 from braid.llm_core.models.torch_model import TorchModel
@@ -188,3 +189,61 @@ def test_more_texts_than_rows_are_all_answered(rigs: Any) -> None:
         rig.submit(f"r{i}", SHORT, use_prefix_cache=False)
     run_all(rig)
     assert all(output.token_ids == expected.token_ids for output in rig.outputs.values())
+
+
+def test_texts_of_one_request_wait_for_rows_without_taking_them_from_each_other(rigs: Any) -> None:
+    rig = rigs(200)
+    events: list[Any] = []
+    sampling = SamplingParams(n=40, seed=1, max_tokens=6, ignore_eos=True)
+    params = GenerateParams(SHORT.token_ids, sampling, 1, 6)
+    rig.workload.admit(Request("many", params, events.append), 0.0)
+    while rig.offers():
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    assert rig.workload.counters.preemptions == 0
+    assert isinstance(events[-1], Finished)
+    assert events[-1].usage.completion_tokens == 40 * 6
+
+
+def test_a_sequence_that_waits_for_outside_memory_lets_later_ones_run(rigs: Any) -> None:
+    rig = rigs(16)
+    lease = rig.arena.lease("a video", rig.arena.budget_bytes // 2, kind="latents")
+    rig.submit("large", Prompt(tuple(range(9 * 16)), 2, 3, 0.0), use_prefix_cache=False)
+    rig.submit("small", SHORT, use_prefix_cache=False)
+    for _ in range(20):
+        rig.workload._stalled_until = 0.0
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    assert isinstance(rig.outputs["small"].last_event, Finished)
+    assert rig.open == {"large"}
+    lease.release()
+    run_all(rig)
+    assert isinstance(rig.outputs["large"].last_event, Finished)
+
+
+def test_a_prompt_whose_last_chunk_is_one_token_is_cached(rigs: Any) -> None:
+    rig = rigs(64)
+    rig.submit("a", Prompt(tuple(range(33)), 20, 3, 0.0), use_prefix_cache=True)
+    while not rig.outputs["a"].token_ids:
+        rig.workload.run(rig.offers(), budget_ms=32.5)
+    assert rig.prefix_cache.cached_pages == 2
+    run_all(rig)
+
+
+def test_an_encoding_of_nothing_begins_and_ends(rigs: Any) -> None:
+    events: list[Any] = []
+    rigs(8).workload.admit(Request("a", EncodeParams(((),), (1,), 2, "left"), events.append), 0.0)
+    assert [type(event) for event in events] == [Started, Encoded]
+    assert events[1].attention_mask.tolist() == [[0, 0]]
+
+
+def test_a_job_that_cannot_be_finished_fails_alone(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rigs(64)
+    rig.submit("good", SHORT, use_prefix_cache=False)
+    rig.submit("bad", SHORT, use_prefix_cache=False)
+
+    def finish(now: float) -> None:
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr(rig.workload._jobs["bad"], "finish", finish)
+    run_all(rig)
+    assert isinstance(rig.outputs["good"].last_event, Finished)
+    assert isinstance(rig.outputs["bad"].last_event, Failed)
