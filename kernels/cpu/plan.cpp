@@ -68,6 +68,11 @@ std::vector<bool> wanted_tiles_of(const AttentionPlan& plan) {
     return is_wanted;
 }
 
+// Ten a layer (where norms follow the projections), one for each hidden state, and those before and after the layers.
+int count_phases(const BraidConfig& config, int num_hidden_layers) {
+    return 10 * config.num_layers + num_hidden_layers + 4;
+}
+
 }  // namespace
 
 AttentionPlan plan_attention(const Model& model, const BraidBatch& batch) {
@@ -86,18 +91,19 @@ AttentionPlan plan_attention(const Model& model, const BraidBatch& batch) {
     if (model.config.sliding_window)
         plan.sliding_pieces = pieces_of(plan, batch, model.config.sliding_window, split, &sliding_slots);
     plan.sizes.counters = whole;
+    plan.sizes.phases = count_phases(model.config, batch.num_hidden_layers);
     plan.sizes.partial_queries = std::max(slots, sliding_slots);
     return plan;
 }
 
-AttentionSizes largest_attention(const Model& model, size_t num_tokens) {
+PlanSizes largest_plan(const Model& model, size_t num_tokens) {
     const BraidConfig& config = model.config;
     const std::vector<HeadGroup> groups = head_groups_of(config);
     const size_t queries = std::max(1, kMaxQueries / groups[0].num_heads) * groups[0].num_heads;
     const size_t most = size_t(kPiecesPerThread) * model.pool->num_threads();  // tiles x head groups that are split
     const size_t chunks = (config.context_length - 1) / kChunkTokens + 1;
     const size_t split = model.pool->num_threads() > 1 ? std::min(num_tokens * groups.size(), most) : 0;
-    return {num_tokens * groups.size(), split * queries * chunks};
+    return {num_tokens * groups.size(), split * queries * chunks, count_phases(config, config.num_layers + 1)};
 }
 
 }  // namespace braid

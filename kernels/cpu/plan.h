@@ -34,12 +34,12 @@ struct AttentionPlan {
     // values; `is_wanted` tells it for tiles.
     std::vector<int> wanted_tokens;
     std::vector<bool> is_wanted;
-    AttentionSizes sizes;
+    PlanSizes sizes;
 };
 
 AttentionPlan plan_attention(const Model& model, const BraidBatch& batch);
 
 // The most that any batch of so many tokens can need.
-AttentionSizes largest_attention(const Model& model, size_t num_tokens);
+PlanSizes largest_plan(const Model& model, size_t num_tokens);
 
 }  // namespace braid

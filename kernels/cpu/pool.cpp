@@ -12,14 +12,14 @@ namespace {
 constexpr int kSpinsBeforeYield = 50;  // half a microsecond: where cores are few, the other thread may need this one
 constexpr auto kAwakeAfterJob = std::chrono::microseconds(300);
 
+}  // namespace
+
 void relax(int spins) {
     if (spins < kSpinsBeforeYield)
         _mm_pause();
     else
         sched_yield();
 }
-
-}  // namespace
 
 Pool::Pool(int num_threads) : num_threads_(num_threads) {
     for (int thread = 1; thread < num_threads; thread++) workers_.emplace_back([this, thread] { work(thread); });

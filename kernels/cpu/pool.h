@@ -1,4 +1,4 @@
-// Threads that work on one job together, meeting at barriers.
+// Threads that work on one job together.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -10,6 +10,9 @@
 #include <vector>
 
 namespace braid {
+
+// One turn of waiting for another thread, the `spins`th.
+void relax(int spins);
 
 // The caller of `run` is thread 0. One job at a time: callers of a shared pool wait for each other. Workers spin for a
 // short while after a job, because the next token usually follows, and then sleep.
@@ -24,11 +27,11 @@ public:
     static std::shared_ptr<Pool> shared(int num_threads);
 
     int num_threads() const { return num_threads_; }
+    // Returns when the job has returned on every thread.
     void run(const std::function<void(int thread)>& job);
-    // Inside a job: returns when every thread has come here, with their writes visible.
-    void barrier();
 
 private:
+    void barrier();
     void work(int thread);
     uint64_t wait_for_job(uint64_t seen);
 

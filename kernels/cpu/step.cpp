@@ -12,6 +12,7 @@ namespace braid {
 namespace {
 
 constexpr size_t kBlockBytes = 192 << 10;  // activations that stay in the L2 cache while weights pass by
+constexpr int kPiecesPerShare = 8;        // of a thread's work in a phase
 constexpr int kFetchedBytes = 16 << 10;  // by each thread for its next phase
 constexpr float kLargestInt16 = 32767.0f;
 
@@ -23,67 +24,73 @@ template <bool Exact>
 class Step {
 public:
     Step(Model* model, const BraidBatch& batch, const AttentionPlan& plan, const Workspace& workspace)
-        : model_(*model), config_(model->config), batch_(batch), plan_(plan), space_(workspace), pool_(*model->pool) {}
+        : model_(*model), config_(model->config), batch_(batch), plan_(plan), space_(workspace),
+          phases_(workspace.phases, plan.sizes.phases, model->pool->num_threads()) {
+        for (size_t i = 0; i < plan.sizes.counters; i++) space_.counters[i].store(0, std::memory_order_relaxed);
+    }
 
     void run(int thread) {
-        embed(thread);
-        pool_.barrier();
-        copy_hidden(0, thread);
+        Worker me{thread};
+        embed(me);
         for (int layer = 0; layer < config_.num_layers; layer++) {
-            project_qkv(layer, thread);
-            pool_.barrier();
-            attend(layer, thread);
-            pool_.barrier();
-            if (layer + 1 == config_.num_layers && !keep_wanted(thread)) return;
-            project_output(layer, thread);
-            pool_.barrier();
-            gate_and_up(layer, thread);
-            pool_.barrier();
-            project_down(layer, thread);
-            pool_.barrier();
-            if (layer + 1 < config_.num_layers) copy_hidden(layer + 1, thread);
+            copy_hidden(layer, me);
+            project_qkv(layer, me);
+            attend(layer, me);
+            if (layer + 1 == config_.num_layers && !keep_wanted(me)) return;
+            project_output(layer, me);
+            gate_and_up(layer, me);
+            project_down(layer, me);
         }
-        copy_final_hidden(thread);
-        project_logits(thread);
+        copy_final_hidden(me);
+        project_logits(me);
     }
 
 private:
-    Range share(int count, int thread) const {
-        const int64_t threads = pool_.num_threads();
-        return {static_cast<int>(count * thread / threads), static_cast<int>(count * (thread + 1) / threads)};
+    // A thread on its way through the step.
+    struct Worker {
+        int thread;
+        int phase = 0;  // the next one's number
+    };
+
+    template <class Work>
+    void phase(Worker& me, int units, int units_per_piece, const Work& work) {
+        phases_.run(me.phase++, me.thread, units, std::max(1, units_per_piece), work);
     }
 
-    // Starts to load the panels with which this thread begins its next phase: memory would rest while the threads meet,
-    // normalise and quantise. Large batches wait for arithmetic, not for memory.
-    void fetch(const Matrix& matrix, int first_panel) const {
-        if (batch_.num_tokens > kTile) return;
-        const char* bytes = reinterpret_cast<const char*>(matrix.panel(first_panel));
-        for (int i = 0; i < kFetchedBytes; i += 64) _mm_prefetch(bytes + i, _MM_HINT_T1);
+    // work(unit) for each, in pieces that leave some to be taken over by who is early.
+    template <class Work>
+    void for_each(Worker& me, int units, const Work& work) {
+        phase(me, units, units / (kPiecesPerShare * phases_.num_threads()), [&](int begin, int end) {
+            for (int unit = begin; unit < end; unit++) work(unit);
+        });
     }
 
-    void fetch_layer(int index, int thread) const {
-        if (index == config_.num_layers) return fetch(model_.head(), share(model_.head().num_panels(), thread).begin);
-        const HeadRows rows = head_rows(share(num_heads(), thread).begin);
-        fetch(model_.layers[index].matrices[rows.kind], rows.head * config_.head_dim / kPanelRows);
-    }
-
-    // Makes `num_tokens` tokens' activations, each by make(to, token). One token every thread makes for itself: that
-    // takes less than a barrier. The result is ready for this thread to read.
-    template <class Make>
-    Activations prepare(const Activations& common, int thread, const Make& make) {
-        if (common.num_tokens == 1) {
-            Activations mine = space_.own[thread];
-            mine.groups = common.groups;
-            make(mine, 0);
-            return mine;
+    // work(x, unit, tile) for all units of rows and tiles of tokens, where x are the tokens' activations, each made by
+    // make(x, token). The activations of a single token are made by every thread for itself, when it has got a piece of
+    // work: that takes less than to wait for them.
+    template <class Make, class Work>
+    void make_and_multiply(Worker& me, const Activations& common, const Make& make, int units, const Work& work) {
+        if (common.num_tokens > 1) {
+            for_each(me, common.num_tokens, [&](int token) { make(common, token); });
+            return multiply_all(me, common, units, work);
         }
-        const Range tokens = share(common.num_tokens, thread);
-        for (int token = tokens.begin; token < tokens.end; token++) make(common, token);
-        pool_.barrier();
-        return common;
+        Activations mine = space_.own[me.thread];
+        mine.groups = common.groups;
+        bool is_made = false;
+        phase(me, units, units / (kPiecesPerShare * phases_.num_threads()), [&](int begin, int end) {
+            if (!is_made) make(mine, 0);
+            is_made = true;
+            for_blocks(mine, {begin, end}, work);
+        });
     }
 
-    // Calls work(tile) for blocks of tiles that fit the cache, `units` of rows inside each block.
+    template <class Work>
+    void multiply_all(Worker& me, const Activations& x, int units, const Work& work) {
+        phase(me, units, units / (kPiecesPerShare * phases_.num_threads()),
+              [&](int begin, int end) { for_blocks(x, {begin, end}, work); });
+    }
+
+    // Calls work(x, unit, tile) for blocks of tiles that fit the cache, all units inside each block.
     template <class Work>
     void for_blocks(const Activations& x, Range units, const Work& work) {
         const int tile_bytes = kTile * x.groups * (kCodesBytes + kScalesFloats * 4);
@@ -91,9 +98,27 @@ private:
         for (int block = 0; block < x.num_tiles(); block += tiles_per_block) {
             const int end = std::min(x.num_tiles(), block + tiles_per_block);
             for (int unit = units.begin; unit < units.end; unit++) {
-                for (int tile = block; tile < end; tile++) work(unit, tile);
+                for (int tile = block; tile < end; tile++) work(x, unit, tile);
             }
         }
+    }
+
+    // Starts to load the panels with which this thread begins a phase to come: memory would rest while the threads meet,
+    // normalise and quantise. Large batches wait for arithmetic, not for memory.
+    void fetch(const Matrix& matrix, int first_panel) const {
+        if (batch_.num_tokens > kTile) return;
+        const char* bytes = reinterpret_cast<const char*>(matrix.panel(first_panel));
+        for (int i = 0; i < kFetchedBytes; i += 64) _mm_prefetch(bytes + i, _MM_HINT_T1);
+    }
+
+    void fetch_panels(const Matrix& matrix, const Worker& me) const {
+        fetch(matrix, phases_.first_unit(matrix.num_panels(), me.thread));
+    }
+
+    void fetch_layer(int index, const Worker& me) const {
+        if (index == config_.num_layers) return fetch_panels(model_.head(), me);
+        const HeadRows rows = head_rows(phases_.first_unit(num_heads(), me.thread));
+        fetch(model_.layers[index].matrices[rows.kind], rows.head * config_.head_dim / kPanelRows);
     }
 
     void multiply(const Matrix& matrix, int panel, const Activations& x, int tile, float* out, int out_stride) {
@@ -102,19 +127,9 @@ private:
     }
 
     // Embeddings, and the rotation of each position (the same for all layers).
-    void embed(int thread) {
-        if (thread == 0) {
-            for (size_t i = 0; i < plan_.sizes.counters; i++) space_.counters[i] = 0;
-            for (int layer = 0; layer < config_.num_layers; layer++) space_.layer_turns[layer] = 0;
-        }
+    void embed(Worker& me) {
         const int count = batch_.num_tokens;
-        const Range jobs = share(2 * count, thread);
-        for (int job = jobs.begin; job < jobs.end; job++) {
-            if (job < count)
-                embed_token(job);
-            else
-                rotate_position(job - count);
-        }
+        for_each(me, 2 * count, [&](int job) { job < count ? embed_token(job) : rotate_position(job - count); });
     }
 
     void embed_token(int token) {
@@ -146,14 +161,16 @@ private:
 
     // ---- attention ----
 
-    void project_qkv(int index, int thread) {
+    void project_qkv(int index, Worker& me) {
         const Layer& layer = model_.layers[index];
         const float* weight = layer[VectorPart::kInputNorm].data();
-        const Activations x = prepare(space_.normed, thread, [&](const Activations& to, int token) {
+        const auto make = [&](const Activations& to, int token) {
             norm_quantize_row<Exact>(to, token, hidden_row(token), weight, config_.norm_eps);
+        };
+        make_and_multiply(me, space_.normed, make, num_heads(), [&](const Activations& x, int head, int tile) {
+            project_head(index, head, x, tile);
         });
-        for_blocks(x, share(num_heads(), thread), [&](int head, int tile) { project_head(index, head, x, tile); });
-        fetch(layer[MatrixPart::kOutput], share(config_.hidden_size / kPanelRows, thread).begin);
+        fetch_panels(layer[MatrixPart::kOutput], me);
     }
 
     int num_heads() const { return config_.num_heads + 2 * config_.num_kv_heads; }
@@ -249,31 +266,28 @@ private:
         to.value_scales(page)[slot] = to_int16(row, config_.head_dim, to.values(page) + slot * config_.head_dim);
     }
 
-    void attend(int layer, int thread) {
-        (void)thread;  // whoever is free takes the next piece; who it was makes no difference to the result
+    void attend(int layer, Worker& me) {
         const std::vector<Piece>& pieces = model_.layers[layer].is_sliding ? plan_.sliding_pieces : plan_.pieces;
         const int groups = static_cast<int>(plan_.head_groups.size());
-        const int count = static_cast<int>(pieces.size()) * groups;
         const bool is_last = layer + 1 == config_.num_layers;
-        for (;;) {
-            const int turn = space_.layer_turns[layer].fetch_add(1, std::memory_order_relaxed);
-            if (turn >= count) return;
-            const Piece& piece = pieces[turn / groups];
-            if (!is_last || plan_.is_wanted[piece.tile]) attend_piece(layer, piece, turn % groups);
-        }
+        phase(me, static_cast<int>(pieces.size()) * groups, 1, [&](int unit, int) {
+            const Piece& piece = pieces[unit / groups];
+            if (!is_last || plan_.is_wanted[piece.tile]) attend_piece(layer, piece, unit % groups);
+        });
     }
 
     // Moves the tokens whose final states are wanted to the front, and forgets the others. False if there are none.
-    bool keep_wanted(int thread) {
+    bool keep_wanted(Worker& me) {
         const int kept = static_cast<int>(plan_.wanted_tokens.size());
         if (kept == batch_.num_tokens) return true;
         const size_t heads = size_t(config_.num_heads) * config_.head_dim;
-        for (int row = 0; thread == 0 && row < kept; row++) {
-            const int token = plan_.wanted_tokens[row];
-            std::copy_n(hidden_row(token), config_.hidden_size, hidden_row(row));
-            std::copy_n(space_.attended + token * heads, heads, space_.attended + row * heads);
-        }
-        pool_.barrier();
+        phase(me, 1, 1, [&](int, int) {  // in order: a row may be another one's source
+            for (int row = 0; row < kept; row++) {
+                const int token = plan_.wanted_tokens[row];
+                std::copy_n(hidden_row(token), config_.hidden_size, hidden_row(row));
+                std::copy_n(space_.attended + token * heads, heads, space_.attended + row * heads);
+            }
+        });
         return kept > 0;
     }
 
@@ -369,41 +383,51 @@ private:
 
     // ---- projections back into the residual stream ----
 
-    void project_output(int index, int thread) {
+    void project_output(int index, Worker& me) {
         const Layer& layer = model_.layers[index];
+        const Matrix& matrix = layer[MatrixPart::kOutput];
+        const Vector& norm = layer[VectorPart::kPostAttentionNorm];
         const size_t size = size_t(config_.num_heads) * config_.head_dim;
-        const Activations x = prepare(tokens_of(index, space_.attended_codes), thread, [&](const Activations& to, int token) {
+        const auto make = [&](const Activations& to, int token) {
             quantize_row<Exact>(to, token, space_.attended + token * size);
+        };
+        const Activations tokens = tokens_of(index, space_.attended_codes);
+        make_and_multiply(me, tokens, make, matrix.num_panels(), [&](const Activations& x, int panel, int tile) {
+            add_panel(matrix, panel, x, tile, norm.empty());
         });
-        project_back(layer[MatrixPart::kOutput], layer[VectorPart::kPostAttentionNorm], x, thread);
-        fetch(layer[MatrixPart::kGate], 2 * share(config_.intermediate_size / kGroup, thread).begin);
+        add_all_normed(me, norm, tokens.num_tokens);
+        fetch(layer[MatrixPart::kGate], 2 * phases_.first_unit(config_.intermediate_size / kGroup, me.thread));
     }
 
-    void project_down(int index, int thread) {
+    void project_down(int index, Worker& me) {
         const Layer& layer = model_.layers[index];
-        project_back(layer[MatrixPart::kDown], layer[VectorPart::kPostFfnNorm], tokens_of(index, space_.gated), thread);
-        fetch_layer(index + 1, thread);
+        const Matrix& matrix = layer[MatrixPart::kDown];
+        const Vector& norm = layer[VectorPart::kPostFfnNorm];
+        const Activations tokens = tokens_of(index, space_.gated);
+        multiply_all(me, tokens, matrix.num_panels(), [&](const Activations& x, int panel, int tile) {
+            add_panel(matrix, panel, x, tile, norm.empty());
+        });
+        add_all_normed(me, norm, tokens.num_tokens);
+        fetch_layer(index + 1, me);
     }
 
-    // hidden += norm?(matrix x)
-    void project_back(const Matrix& matrix, const Vector& norm, const Activations& x, int thread) {
-        float* target = norm.empty() ? space_.hidden : space_.projected;
-        for_blocks(x, share(matrix.num_panels(), thread), [&](int panel, int tile) {
-            alignas(64) float rows[kTile * kPanelRows];
-            float* first = target + size_t(tile * kTile) * config_.hidden_size + panel * kPanelRows;
-            for (int t = 0; t < x.tile_size(tile); t++)
-                _mm_prefetch(reinterpret_cast<const char*>(first + size_t(t) * config_.hidden_size), _MM_HINT_T0);
-            multiply(matrix, panel, x, tile, rows, kPanelRows);
-            for (int t = 0; t < x.tile_size(tile); t++) {
-                float* out = first + size_t(t) * config_.hidden_size;
-                const Floats row = load(rows + t * kPanelRows);
-                store(out, norm.empty() ? load(out) + row : row);
-            }
-        });
-        if (norm.empty()) return;
-        pool_.barrier();
-        const Range tokens = share(x.num_tokens, thread);
-        for (int token = tokens.begin; token < tokens.end; token++) add_normed(token, norm);
+    // hidden += matrix x for 16 rows and a tile; or, if a norm comes between, projected = matrix x.
+    void add_panel(const Matrix& matrix, int panel, const Activations& x, int tile, bool to_hidden) {
+        alignas(64) float rows[kTile * kPanelRows];
+        float* target = to_hidden ? space_.hidden : space_.projected;
+        float* first = target + size_t(tile * kTile) * config_.hidden_size + panel * kPanelRows;
+        for (int t = 0; t < x.tile_size(tile); t++)
+            _mm_prefetch(reinterpret_cast<const char*>(first + size_t(t) * config_.hidden_size), _MM_HINT_T0);
+        multiply(matrix, panel, x, tile, rows, kPanelRows);
+        for (int t = 0; t < x.tile_size(tile); t++) {
+            float* out = first + size_t(t) * config_.hidden_size;
+            const Floats row = load(rows + t * kPanelRows);
+            store(out, to_hidden ? load(out) + row : row);
+        }
+    }
+
+    void add_all_normed(Worker& me, const Vector& norm, int num_tokens) {
+        if (!norm.empty()) for_each(me, num_tokens, [&](int token) { add_normed(token, norm); });
     }
 
     void add_normed(int token, const Vector& norm) {
@@ -415,16 +439,18 @@ private:
 
     // ---- feed-forward ----
 
-    void gate_and_up(int index, int thread) {
+    void gate_and_up(int index, Worker& me) {
         const Layer& layer = model_.layers[index];
         const float* weight = layer[VectorPart::kFfnNorm].data();
-        const Activations x = prepare(tokens_of(index, space_.normed), thread, [&](const Activations& to, int token) {
+        const auto make = [&](const Activations& to, int token) {
             norm_quantize_row<Exact>(to, token, hidden_row(token), weight, config_.norm_eps);
+        };
+        const Activations tokens = tokens_of(index, space_.normed), gated = tokens_of(index, space_.gated);
+        const int groups = config_.intermediate_size / kGroup;
+        make_and_multiply(me, tokens, make, groups, [&](const Activations& x, int group, int tile) {
+            gate_group(layer, group, x, tile, gated);
         });
-        const Range groups = share(config_.intermediate_size / kGroup, thread);
-        const Activations gated = tokens_of(index, space_.gated);
-        for_blocks(x, groups, [&](int group, int tile) { gate_group(layer, group, x, tile, gated); });
-        fetch(layer[MatrixPart::kDown], share(config_.hidden_size / kPanelRows, thread).begin);
+        fetch_panels(layer[MatrixPart::kDown], me);
     }
 
     // 32 rows of gate and up, so that what `down` reads can be quantised here.
@@ -449,43 +475,43 @@ private:
         return batch_.hidden + (size_t(which) * batch_.num_hidden + row) * config_.hidden_size;
     }
 
-    void copy_hidden(int layer, int thread) {
+    void copy_hidden(int layer, Worker& me) {
         for (int which = 0; which < batch_.num_hidden_layers; which++) {
             if (batch_.hidden_layers[which] != layer) continue;
-            const Range rows = share(batch_.num_hidden, thread);
-            for (int row = rows.begin; row < rows.end; row++) {
-                const float* from = hidden_row(batch_.hidden_rows[row]);
-                std::copy(from, from + config_.hidden_size, hidden_out(which, row));
-            }
+            for_each(me, batch_.num_hidden, [&](int row) {
+                std::copy_n(hidden_row(batch_.hidden_rows[row]), config_.hidden_size, hidden_out(which, row));
+            });
         }
     }
 
-    void copy_final_hidden(int thread) {
+    void copy_final_hidden(Worker& me) {
         for (int which = 0; which < batch_.num_hidden_layers; which++) {
             if (batch_.hidden_layers[which] != config_.num_layers) continue;
-            const Range rows = share(batch_.num_hidden, thread);
-            for (int row = rows.begin; row < rows.end; row++)
-                norm_row(hidden_out(which, row), hidden_row(kept_row(batch_.hidden_rows[row])), model_.final_norm.data(),
-                         config_.hidden_size, config_.norm_eps);
+            for_each(me, batch_.num_hidden, [&](int row) {
+                norm_row(hidden_out(which, row), hidden_row(kept_row(batch_.hidden_rows[row])),
+                         model_.final_norm.data(), config_.hidden_size, config_.norm_eps);
+            });
         }
     }
 
-    void project_logits(int thread) {
+    void project_logits(Worker& me) {
         if (batch_.num_logits == 0) return;
         const Matrix& head = model_.head();
-        const Activations x = prepare(space_.final_normed, thread, [&](const Activations& to, int row) {
+        const auto make = [&](const Activations& to, int row) {
             norm_quantize_row<Exact>(to, row, hidden_row(kept_row(batch_.logits_rows[row])), model_.final_norm.data(),
                                      config_.norm_eps);
+        };
+        make_and_multiply(me, space_.final_normed, make, head.num_panels(), [&](const Activations& x, int panel, int tile) {
+            store_logits(head, panel, x, tile);
         });
-        for_blocks(x, share(head.num_panels(), thread), [&](int panel, int tile) {
-            alignas(64) float rows[kTile * kPanelRows];
-            multiply(head, panel, x, tile, rows, kPanelRows);
-            const int first = panel * kPanelRows, count = std::min(kPanelRows, head.rows - first);
-            for (int t = 0; t < x.tile_size(tile); t++) {
-                float* out = batch_.logits + size_t(tile * kTile + t) * head.rows + first;
-                std::copy(rows + t * kPanelRows, rows + t * kPanelRows + count, out);
-            }
-        });
+    }
+
+    void store_logits(const Matrix& head, int panel, const Activations& x, int tile) {
+        alignas(64) float rows[kTile * kPanelRows];
+        multiply(head, panel, x, tile, rows, kPanelRows);
+        const int first = panel * kPanelRows, count = std::min(kPanelRows, head.rows - first);
+        for (int t = 0; t < x.tile_size(tile); t++)
+            std::copy_n(rows + t * kPanelRows, count, batch_.logits + size_t(tile * kTile + t) * head.rows + first);
     }
 
     Model& model_;
@@ -493,7 +519,7 @@ private:
     const BraidBatch& batch_;
     const AttentionPlan& plan_;
     const Workspace& space_;
-    Pool& pool_;
+    Phases phases_;
 };
 
 template <bool Exact>
@@ -538,7 +564,7 @@ void run_step(Model* model, const BraidBatch& batch) {
 
 size_t workspace_bytes(const Model& model, size_t num_tokens, size_t num_logits) {
     Workspace space;
-    return space.lay_out(nullptr, model, num_tokens, num_logits, largest_attention(model, num_tokens));
+    return space.lay_out(nullptr, model, num_tokens, num_logits, largest_plan(model, num_tokens));
 }
 
 }  // namespace braid

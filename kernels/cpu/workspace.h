@@ -5,6 +5,7 @@
 #include "activations.h"
 #include "attention.h"
 #include "model.h"
+#include "phases.h"
 
 namespace braid {
 
@@ -33,9 +34,10 @@ private:
     size_t used_ = 0;
 };
 
-struct AttentionSizes {
-    size_t counters = 0;        // one per query tile and head group
+struct PlanSizes {
+    size_t counters = 0;         // one per query tile and head group
     size_t partial_queries = 0;  // queries x chunks whose partial results are kept
+    int phases = 0;              // at most; see Step::run
 };
 
 struct Workspace {
@@ -47,12 +49,12 @@ struct Workspace {
     float* partials;       // (partial_queries, head_dim)
     float* partial_sums;   // (partial_queries, 2): largest score and sum
     std::atomic<int>* counters;
-    std::atomic<int>* layer_turns;  // (num_layers,): the next piece of attention work
+    uint8_t* phases;  // see Phases
     Activations normed, attended_codes, gated, final_normed;
     std::vector<Activations> own;  // one token's activations for each thread
 
     // Lays everything out from `base` and returns the bytes used; `base` null only counts.
-    size_t lay_out(uint8_t* base, const Model& model, size_t num_tokens, size_t num_logits, AttentionSizes attention) {
+    size_t lay_out(uint8_t* base, const Model& model, size_t num_tokens, size_t num_logits, PlanSizes plan) {
         const BraidConfig& c = model.config;
         const size_t heads = size_t(c.num_heads) * c.head_dim;
         Carver carver(base);
@@ -61,10 +63,10 @@ struct Workspace {
         queries = carver.take<float>(num_tokens * heads);
         attended = carver.take<float>(num_tokens * heads);
         rotation = carver.take<float>(num_tokens * c.head_dim * (model.local_frequencies.empty() ? 1 : 2));
-        partials = carver.take<float>(attention.partial_queries * c.head_dim);
-        partial_sums = carver.take<float>(attention.partial_queries * 2);
-        counters = carver.take<std::atomic<int>>(attention.counters);
-        layer_turns = carver.take<std::atomic<int>>(c.num_layers);
+        partials = carver.take<float>(plan.partial_queries * c.head_dim);
+        partial_sums = carver.take<float>(plan.partial_queries * 2);
+        counters = carver.take<std::atomic<int>>(plan.counters);
+        phases = carver.take<uint8_t>(Phases::bytes(plan.phases, model.pool->num_threads()));
         normed = carver.take_activations(num_tokens, c.hidden_size);
         attended_codes = carver.take_activations(num_tokens, heads);
         gated = carver.take_activations(num_tokens, c.intermediate_size);
