@@ -71,7 +71,7 @@ def build_engine(config: BraidConfig) -> Engine:
     return Engine(
         scheduler,
         ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
-        intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages, arena),
+        intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages),
         stats=_stats(scheduler, workload, arena, pages, prefix_cache, spans),
         release=model.close,
         open_trace=RequestTracing(spans).open,

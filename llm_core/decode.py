@@ -40,6 +40,11 @@ class GenerateParams:
     use_prefix_cache: bool = True
     echo_text: str = ""
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may come to."""
+        return len(self.prompt_token_ids) + self.max_new_tokens
+
 
 class Completion:
     """One of the n texts of a request: a sequence, its sampling state, and its text as far as it is certain."""

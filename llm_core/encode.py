@@ -35,9 +35,14 @@ class EncodeParams:
     length: int
     padding_side: str
 
-    def num_bytes(self, hidden_size: int) -> int:
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(map(len, self.prompt_token_ids))
+
+    def num_bytes(self, config: ModelConfig) -> int:
         """Bytes of the result."""
-        return len(self.prompt_token_ids) * self.length * hidden_size * len(self.layers) * 4
+        return len(self.prompt_token_ids) * self.length * config.hidden_size * len(self.layers) * 4
 
 
 class EncodedPrompt:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from braid.errors import BraidError
+from braid.llm_core.admission import Admission
 from braid.llm_core.batching import BatchLimits, Pending, plan_chunks
 from braid.llm_core.core import Offer, Request, StepResult
 from braid.llm_core.decode import GenerateParams, GenerationJob
@@ -91,6 +92,7 @@ class LanguageWorkload:
         self._sampler = sampler
         self._cost = cost
         self._limits = limits or BatchLimits()
+        self._admission = Admission(memory.pages)
         self._jobs: dict[str, Job] = {}
         self._num_admitted = 0
         self._stalled_until = 0.0
@@ -103,12 +105,17 @@ class LanguageWorkload:
 
     def admit(self, request: Request, now: float) -> None:
         self._num_admitted += 1
-        job = self._job(request, self._num_admitted)
+        result_bytes = request.params.num_bytes(self.model.config) if isinstance(request.params, EncodeParams) else 0
+        self._admission.take(request.id, num_tokens=request.params.longest, result_bytes=result_bytes)
+        try:
+            job = self._job(request, self._num_admitted)
+        except BaseException:
+            self._admission.release(request.id)
+            raise
+        self._jobs[request.id] = job
         if job.is_done:  # nothing but empty prompts
             job.begin(now, 0)
             self._finish(job, now)
-        else:
-            self._jobs[request.id] = job
 
     def _job(self, request: Request, number: int) -> Job:
         if isinstance(request.params, GenerateParams):
@@ -125,6 +132,7 @@ class LanguageWorkload:
         for task in job.tasks:
             self.memory.end(task.sequence)
         self._jobs.pop(job.request.id, None)
+        self._admission.release(job.request.id)
         self.counters.failed += 1
         job.fail(error)
 
@@ -132,6 +140,7 @@ class LanguageWorkload:
         self._jobs.pop(job.request.id, None)
         self.counters.finished += 1
         job.finish(now)
+        self._admission.release(job.request.id)
 
     # -- offering
 

@@ -10,7 +10,6 @@ from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
 from braid.llm_core.engine import sampling
 from braid.llm_core.engine.messages import EncodeRequest, GenerateRequest
-from braid.llm_core.memory.arena import Arena
 from braid.llm_core.memory.kv_pages import KVPages
 from braid.llm_core.models.config import ModelConfig
 from braid.llm_core.text.chat_template import ChatTemplate
@@ -28,7 +27,6 @@ class Intake:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     pages: KVPages
-    arena: Arena
 
     def generate(self, request: GenerateRequest) -> GenerateParams:
         """Check and tokenise a request for text.
@@ -100,10 +98,10 @@ class Intake:
         return min(room, fits) if max_tokens is None else max_tokens
 
     def encode(self, request: EncodeRequest) -> EncodeParams:
-        """Check and tokenise a request for hidden states.
+        """Check and tokenise a request for hidden states; whether they fit is seen when it is admitted.
 
         Raises:
-            InvalidRequest, ContextLengthExceeded, CannotFit: with the field and the numbers.
+            InvalidRequest, ContextLengthExceeded: with the field and the numbers.
         """
         if request.padding_side not in ("left", "right"):
             raise InvalidRequest(f"padding_side={request.padding_side!r} must be left or right", param="padding_side")
@@ -113,13 +111,9 @@ class Intake:
             raise ContextLengthExceeded(
                 f"max_length={length} must be from 1 to the context of {self.context_length}", param="max_length"
             )
-        params = EncodeParams(
+        return EncodeParams(
             tuple(tuple(ids[:length]) for ids in prompts), self._layers(request), length, request.padding_side
         )
-        num_bytes = params.num_bytes(self.config.hidden_size)
-        if not self.arena.could_ever_fit(num_bytes):
-            raise CannotFit("the hidden states", needed_bytes=num_bytes, budget_bytes=self.arena.lasting_bytes)
-        return params
 
     def _encode_prompts(self, request: EncodeRequest) -> list[list[int]]:
         if (request.prompts is None) == (request.prompt_token_ids is None):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from braid.errors import RequestCancelled
+from braid.errors import CannotFit, MemoryPressure, RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
@@ -247,3 +247,46 @@ def test_a_job_that_cannot_be_finished_fails_alone(rigs: Any, monkeypatch: pytes
     run_all(rig)
     assert isinstance(rig.outputs["good"].last_event, Finished)
     assert isinstance(rig.outputs["bad"].last_event, Failed)
+
+
+def encode(rig: Rig, name: str, events: list[Any], *, num_tokens: int, length: int) -> None:
+    params = EncodeParams((tuple(range(num_tokens)),), (0,), length, "left")
+    rig.workload.admit(Request(name, params, events.append, RequestClass.STANDARD), 0.0)
+
+
+def test_hidden_states_are_leased_until_they_are_handed_over(rigs: Any, model: TroubledModel) -> None:
+    rig, events = rigs(16), []  # type: ignore[var-annotated]
+    num_bytes = 100 * model.config.hidden_size * 4
+    encode(rig, "a", events, num_tokens=10, length=100)
+    encode(rig, "b", events, num_tokens=10, length=100)
+    assert rig.arena.usage().by_kind["results"] == 2 * num_bytes
+    rig.workload.cancel("a", RequestCancelled("cancelled by the client"))
+    assert rig.arena.usage().by_kind["results"] == num_bytes
+    while rig.offers():
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    assert "results" not in rig.arena.usage().by_kind
+
+
+def test_an_encoding_whose_keys_and_values_can_never_fit_is_refused(rigs: Any) -> None:
+    rig = rigs(16)
+    with pytest.raises(CannotFit) as refusal:
+        encode(rig, "a", [], num_tokens=17 * 16, length=17 * 16)
+    assert refusal.value.needed_bytes > refusal.value.budget_bytes
+    assert rig.offers() == []
+
+
+def test_results_that_would_leave_no_room_for_an_admitted_text_are_refused_for_now(
+    rigs: Any, model: TroubledModel
+) -> None:
+    rig, events = rigs(16), []  # type: ignore[var-annotated]
+    length = rig.arena.budget_bytes // 3 // (model.config.hidden_size * 4)
+    rig.submit("text", LONG, use_prefix_cache=False)  # 7 of the 16 pages
+    encode(rig, "a", events, num_tokens=3, length=length)
+    with pytest.raises(MemoryPressure):
+        encode(rig, "b", events, num_tokens=3, length=length)
+    run_all(rig)
+    while rig.offers():
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    encode(rig, "b", events, num_tokens=3, length=length)
+    rig.workload.cancel("b", RequestCancelled("enough"))
+    assert isinstance(rig.outputs["text"].last_event, Finished)
