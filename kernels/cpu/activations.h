@@ -11,10 +11,13 @@ namespace braid {
 constexpr int kTile = 8;          // tokens that one pass over a weight panel serves
 constexpr float kTooSmall = 1e-30f;  // of a largest value: its reciprocal would overflow
 constexpr int kCodesBytes = 64;   // a token's codes of one group, see store_codes
-constexpr int kScalesFloats = 4;  // scale, scale * sum(q), 8 * sum(q), 128 * sum(q); the last two are int32
+
+// What goes with a token's codes of one group. The last four are int32: what codes that start at -8, -128 or -32 have too
+// much, the last for each half of the group on its own.
+enum Scales { kScale, kScaledSum, kSum8, kSum128, kFirstSum32, kSecondSum32, kScalesFloats };
 
 // Tiles of 8 tokens (the last may be smaller, of T tokens), one after the other:
-//     codes:  [group][T][64 bytes]         scales: [group][4][T]
+//     codes:  [group][T][64 bytes]         scales: [group][kScalesFloats][T]
 struct Activations {
     uint8_t* codes = nullptr;
     float* scales = nullptr;
@@ -38,15 +41,17 @@ inline void quantize_group(const Activations& to, int token, int group, Floats x
     const float scale = largest / kLargest;
     const float inverse = largest > kTooSmall ? kLargest / largest : 0.0f;
     const Ints q0 = round_to_int(x0 * splat(inverse)), q1 = round_to_int(x1 * splat(inverse));
-    const int32_t sum = sum_lanes(q0 + q1);
+    const int32_t sum0 = sum_lanes(q0), sum1 = sum_lanes(q1), sum = sum0 + sum1;
     const int tile = token / kTile, size = to.tile_size(tile);
     store_codes<Exact>(to.tile_codes(tile) + (group * size + token % kTile) * kCodesBytes, q0, q1);
     float* scales = to.tile_scales(tile) + group * kScalesFloats * size + token % kTile;
-    scales[0] = scale;
-    scales[size] = scale * static_cast<float>(sum);
-    const int32_t sums[2] = {8 * sum, 128 * sum};
-    std::memcpy(scales + 2 * size, &sums[0], 4);
-    std::memcpy(scales + 3 * size, &sums[1], 4);
+    scales[kScale * size] = scale;
+    scales[kScaledSum * size] = scale * static_cast<float>(sum);
+    const auto put = [&](Scales which, int32_t value) { std::memcpy(scales + which * size, &value, 4); };
+    put(kSum8, 8 * sum);
+    put(kSum128, 128 * sum);
+    put(kFirstSum32, 32 * sum0);
+    put(kSecondSum32, 32 * sum1);
 }
 
 // Quantises one token's `values` (32 * groups of them).

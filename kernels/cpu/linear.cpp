@@ -30,7 +30,8 @@ template <int T>
     for (int t = 0; t < T; t++) _mm_prefetch(codes + kCodesAhead + t * kCodesBytes, _MM_HINT_T0);
 }
 
-// Per group g: y += d_g * (s_g * dot_g), then, where the format has minimums, y += m_g * (s_g * sum(q_g)).
+// Per group g: y += d_g * (s_g * dot_g), for each half where halves have their own d; then, where the format has
+// minimums, y += m_g * (s_g * sum(q_g)).
 template <Format F, int T, bool Exact>
 void multiply_panel(const uint8_t* panel, int groups, const uint8_t* codes, const float* scales, float* out,
                     int out_stride) {
@@ -44,16 +45,27 @@ void multiply_panel(const uint8_t* panel, int groups, const uint8_t* codes, cons
     for (int g = 0; g < groups; g++) {
         prefetch_group<Layout>(ahead);
         if constexpr (T >= 3) prefetch_codes<T>(codes);
-        Floats dots[T];
-        const int32_t* sums = reinterpret_cast<const int32_t*>(scales + (Layout::kOffset == 8 ? 2 : 3) * T);
-        dot_group<Layout::kBits, T, Exact, Layout::kOffset != 0>(weights, codes, sums, dots);
-        const Floats d = load_scales<Layout>(header);
+        const int32_t* sums = reinterpret_cast<const int32_t*>(scales);
+        const auto add_dots = [&](const Floats* dots, Floats d) {
 #pragma GCC unroll 8
-        for (int t = 0; t < T; t++) y[t] = fma(dots[t] * splat(scales[t]), d, y[t]);
+            for (int t = 0; t < T; t++) y[t] = fma(dots[t] * splat(scales[kScale * T + t]), d, y[t]);
+        };
+        const Floats d = load_scales<Layout>(header);
+        Floats dots[T];
+        if constexpr (Layout::kHalves) {
+            dot_group<8, T, Exact, true, 0, 4>(weights, codes, sums + kFirstSum32 * T, dots);
+            add_dots(dots, d);
+            dot_group<8, T, Exact, true, 4, 8>(weights, codes, sums + kSecondSum32 * T, dots);
+            add_dots(dots, load_scales<Layout>(header + Layout::kScaleBytes));
+        } else {
+            constexpr Scales offset = Layout::kOffset == 8 ? kSum8 : kSum128;
+            dot_group<Layout::kBits, T, Exact, Layout::kOffset != 0>(weights, codes, sums + offset * T, dots);
+            add_dots(dots, d);
+        }
         if constexpr (Layout::kMinimum) {
             const Floats m = load_scales<Layout>(header + Layout::kScaleBytes);
 #pragma GCC unroll 8
-            for (int t = 0; t < T; t++) y[t] = fma(m, splat(scales[T + t]), y[t]);
+            for (int t = 0; t < T; t++) y[t] = fma(m, splat(scales[kScaledSum * T + t]), y[t]);
         }
         header += Layout::kHeaderBytes;
         weights += Layout::kCodeBytes;
@@ -89,9 +101,10 @@ PanelKernel panel_kernel(Format format, int tile_size, bool exact) {
         case Format::kNibbleMinimum: return kernel_of<Format::kNibbleMinimum>(tile_size, exact);
         case Format::kByteOffset: return kernel_of<Format::kByteOffset>(tile_size, exact);
         case Format::kNibbleWide: return kernel_of<Format::kNibbleWide>(tile_size, exact);
-        case Format::kByteWide: break;
+        case Format::kByteWide: return kernel_of<Format::kByteWide>(tile_size, exact);
+        case Format::kByteHalves: break;
     }
-    return kernel_of<Format::kByteWide>(tile_size, exact);
+    return kernel_of<Format::kByteHalves>(tile_size, exact);
 }
 
 }  // namespace braid

@@ -35,6 +35,7 @@ class StoredType(enum.IntEnum):
     Q8_0 = 8
     Q4_K = 12
     Q5_K = 13
+    Q6_K = 14
 
 
 PACKED_AS = {
@@ -45,6 +46,7 @@ PACKED_AS = {
     StoredType.Q8_0: "8-bit codes, half scales",
     StoredType.Q4_K: "4-bit codes, float scales and minimums",
     StoredType.Q5_K: "8-bit codes, float scales and minimums",
+    StoredType.Q6_K: "8-bit codes, float scales of 16 columns",
 }
 """How each format is held in memory: rearranged, every weight's value unchanged."""
 

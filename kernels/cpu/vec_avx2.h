@@ -99,8 +99,9 @@ inline void store_codes(uint8_t* codes, Ints q0, Ints q1) {
 }
 
 // Integer dots of one group (16 rows x 32 columns) with T tokens, as floats. `offsets` is subtracted from each sum.
-// The same integers in both modes: only how finely the activations were quantised differs.
-template <int Bits, int T, bool Exact, bool Offset>
+// The same integers in both modes: only how finely the activations were quantised differs. First .. End - 1 are the fours
+// of columns that count.
+template <int Bits, int T, bool Exact, bool Offset, int First = 0, int End = 8>
 [[gnu::always_inline]] inline void dot_group(const uint8_t* weights, const uint8_t* codes, const int32_t* offsets,
                                              Floats* dots) {
     const __m256i mask = _mm256_set1_epi16(Bits == 4 ? 15 : 255);
@@ -119,7 +120,7 @@ template <int Bits, int T, bool Exact, bool Offset>
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(w, pair(t, index)));
         };
-        for (int k = 0; k < (Bits == 4 ? 4 : 8); k++) {
+        for (int k = First; k < (Bits == 4 ? 4 : End); k++) {
             __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + 64 * k + 32 * half));
             add(_mm256_and_si256(packed, mask), 2 * k);
             add(_mm256_and_si256(_mm256_srli_epi16(packed, 8), mask), 2 * k + 1);

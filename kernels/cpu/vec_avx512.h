@@ -75,7 +75,8 @@ inline void store_codes(uint8_t* codes, Ints q0, Ints q1) {
 }
 
 // Integer dots of one group (16 rows x 32 columns) with T tokens, as floats. `offsets` is subtracted from each sum.
-template <int Bits, int T, bool Exact, bool Offset>
+// First .. End - 1 are the fours of columns that count.
+template <int Bits, int T, bool Exact, bool Offset, int First = 0, int End = 8>
 [[gnu::always_inline]] inline void dot_group(const uint8_t* weights, const uint8_t* codes, const int32_t* offsets,
                                              Floats* dots) {
     __m512i w[8];
@@ -89,7 +90,7 @@ template <int Bits, int T, bool Exact, bool Offset>
         }
     } else {
 #pragma GCC unroll 8
-        for (int k = 0; k < 8; k++) w[k] = _mm512_loadu_si512(weights + 64 * k);
+        for (int k = First; k < End; k++) w[k] = _mm512_loadu_si512(weights + 64 * k);
     }
     auto four = [&](int t, int byte) {
         int32_t bytes;
@@ -100,7 +101,7 @@ template <int Bits, int T, bool Exact, bool Offset>
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_si512();
 #pragma GCC unroll 8
-    for (int k = 0; k < 8; k++) {
+    for (int k = First; k < End; k++) {
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], w[k], four(t, 4 * k));
     }
@@ -110,7 +111,7 @@ template <int Bits, int T, bool Exact, bool Offset>
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) low[t] = _mm512_setzero_si512();
 #pragma GCC unroll 8
-            for (int k = 0; k < 8; k++) {
+            for (int k = First; k < End; k++) {
 #pragma GCC unroll 8
                 for (int t = 0; t < T; t++) low[t] = _mm512_dpbusd_epi32(low[t], w[k], four(t, 32 + 4 * k));
             }
@@ -120,7 +121,7 @@ template <int Bits, int T, bool Exact, bool Offset>
 #pragma GCC unroll 8
             for (int t = 0; t < T; t++) sum[t] = _mm512_slli_epi32(sum[t], 8);
 #pragma GCC unroll 8
-            for (int k = 0; k < 8; k++) {
+            for (int k = First; k < End; k++) {
 #pragma GCC unroll 8
                 for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], w[k], four(t, 32 + 4 * k));
             }

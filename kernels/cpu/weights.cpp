@@ -12,6 +12,7 @@ struct Group {
     uint8_t codes[kGroup];
     float scale;
     float minimum;
+    float second_scale;  // of columns 16.., where the format has one
 };
 
 float half_at(const uint8_t* bytes) {
@@ -58,6 +59,21 @@ void unpack_super_block(const uint8_t* block, int i, bool five_bits, Group* grou
     }
 }
 
+// Q6_K keeps 256 columns as 128 bytes of low nibbles, 64 bytes of high pairs of bits and 16 signed scales. Each half of
+// 128 columns is four runs of 32, which share 64 bytes of nibbles and 32 of pairs.
+void unpack_six_bits(const uint8_t* block, int i, Group* group) {
+    const int half = i / 4, run = i % 4;
+    const uint8_t* low = block + 64 * half + 32 * (run % 2);
+    const uint8_t* high = block + 128 + 32 * half;
+    for (int c = 0; c < kGroup; c++) {
+        const int nibble = run < 2 ? low[c] & 15 : low[c] >> 4;
+        group->codes[c] = nibble | (high[c] >> 2 * run & 3) << 4;
+    }
+    const int8_t* scales = reinterpret_cast<const int8_t*>(block + 192) + 2 * i;
+    group->scale = half_at(block + 208) * static_cast<float>(scales[0]);
+    group->second_scale = half_at(block + 208) * static_cast<float>(scales[1]);
+}
+
 void unpack(Stored stored, const uint8_t* row, int index, Group* group) {
     switch (stored) {
         case Stored::kQ4_0: {
@@ -99,6 +115,7 @@ void unpack(Stored stored, const uint8_t* row, int index, Group* group) {
         }
         case Stored::kQ4_K: return unpack_super_block(row + index / 8 * 144, index % 8, false, group);
         case Stored::kQ5_K: return unpack_super_block(row + index / 8 * 176, index % 8, true, group);
+        case Stored::kQ6_K: return unpack_six_bits(row + index / 8 * 210, index % 8, group);
     }
 }
 
@@ -110,9 +127,10 @@ size_t stored_row_bytes(Stored stored, int columns) {
         case Stored::kQ5_1: return columns / 32 * 24;
         case Stored::kQ8_0: return columns / 32 * 34;
         case Stored::kQ4_K: return columns / 256 * 144;
-        case Stored::kQ5_K: break;
+        case Stored::kQ5_K: return columns / 256 * 176;
+        case Stored::kQ6_K: break;
     }
-    return columns / 256 * 176;
+    return columns / 256 * 210;
 }
 
 template <class T>
@@ -130,6 +148,7 @@ void put_group(uint8_t* panel, int groups, int g, int lane, const Group& group) 
     uint8_t* header = panel + g * T::kHeaderBytes;
     put_scale<T>(header, lane, group.scale);
     if constexpr (T::kMinimum) put_scale<T>(header + T::kScaleBytes, lane, group.minimum);
+    if constexpr (T::kHalves) put_scale<T>(header + T::kScaleBytes, lane, group.second_scale);
     uint8_t* codes = panel + T::header_bytes(groups) + g * T::kCodeBytes + 4 * lane;
     for (int k = 0; k < T::kBits; k++) {
         for (int c = 0; c < 4; c++) {
@@ -158,7 +177,8 @@ bool is_packable(int32_t stored, int64_t columns) {
         case Stored::kQ5_1:
         case Stored::kQ8_0: return columns % 32 == 0;
         case Stored::kQ4_K:
-        case Stored::kQ5_K: return columns % 256 == 0;
+        case Stored::kQ5_K:
+        case Stored::kQ6_K: return columns % 256 == 0;
     }
     return false;
 }
@@ -169,6 +189,7 @@ Format format_of(Stored stored) {
         case Stored::kQ4_1: return Format::kNibbleMinimum;
         case Stored::kQ8_0: return Format::kByteOffset;
         case Stored::kQ4_K: return Format::kNibbleWide;
+        case Stored::kQ6_K: return Format::kByteHalves;
         case Stored::kQ5_0:
         case Stored::kQ5_1:
         case Stored::kQ5_K: break;
@@ -210,7 +231,8 @@ void dequantize_row(const Matrix& matrix, int row, float* out) {
                 const int byte = T::kNibbles ? c % 16 : c;
                 int code = codes[byte / 4 * 64 + byte % 4];
                 if constexpr (T::kNibbles) code = c < 16 ? code & 15 : code >> 4;
-                out[g * kGroup + c] = scale * static_cast<float>(code - T::kOffset) + minimum;
+                const float of_column = T::kHalves && c >= 16 ? scale_at<T>(header + T::kScaleBytes, lane) : scale;
+                out[g * kGroup + c] = of_column * static_cast<float>(code - T::kOffset) + minimum;
             }
         }
     });

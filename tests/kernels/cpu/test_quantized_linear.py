@@ -21,6 +21,9 @@ def random_blocks(stored: StoredType, rows: int, columns: int, seed: int) -> np.
     rng = np.random.default_rng(seed)
     block_columns, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[stored.name]]
     blocks = rng.integers(0, 256, (rows, columns // block_columns, block_bytes), dtype=np.uint8)
+    if stored is StoredType.Q6_K:  # scales of signed 8 bits, and the half at the end
+        blocks[..., -2:] = rng.normal(0, 1e-3, (*blocks.shape[:2], 1)).astype(np.float16).view(np.uint8)
+        return blocks.reshape(rows, -1)
     has_minimum = stored not in (StoredType.Q4_0, StoredType.Q5_0, StoredType.Q8_0)
     scales = rng.normal(0, 0.05, (*blocks.shape[:2], 2 if has_minimum else 1)).astype(np.float16)
     blocks[..., : scales.shape[-1] * 2] = scales.view(np.uint8)
