@@ -30,6 +30,7 @@ from braid.llm_core.models.model import LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.llm_core.sequence_memory import SequenceMemory
+from braid.llm_core.workspace import StepWorkspace
 from braid.tracing.recent_spans import RecentSpans
 from braid.tracing.request_spans import RequestTracing
 
@@ -50,19 +51,21 @@ def build_engine(config: BraidConfig) -> Engine:
     checkpoint = open_checkpoint(config.model)
     arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
     model = _load(checkpoint, backend, WeightResidency(arena))
+    limits = BatchLimits()
+    workspace = StepWorkspace(model, arena, limits)
     pages = _kv_pages(arena, model)
     prefix_cache = PrefixCache(pages, page_tokens=model.page_tokens)
     tokenizer = checkpoint.tokenizer()
     context_length = min(config.context_length or model.config.context_length, model.config.context_length)
-    limits = BatchLimits()
     workload = LanguageWorkload(
         model,
         tokenizer,
         memory=SequenceMemory(
-            pages, prefix_cache, max_sequences=limits.max_sequences, max_tokens=model.config.context_length
+            pages, prefix_cache, max_sequences=limits.max_sequences, max_tokens=context_length
         ),
         sampler=Sampler(Ops(model.device, backend.kernels).sample),
         cost=CostModel({LanguageWorkload.name: LANGUAGE_COST_PRIOR}),
+        workspace=workspace,
         limits=limits,
     )
     spans = RecentSpans()

@@ -56,10 +56,9 @@ class Admission:
         if lease is not None:
             lease.release()
 
-    def can_spare(self, num_bytes: int, *, num_tokens: int) -> bool:
-        """Whether every promise holds, and a sequence of `num_tokens` fits, with so many bytes less."""
-        promised = self._promised_bytes(self._whole_slabs(num_tokens))
-        return promised + num_bytes <= self._pages.arena.lasting_bytes
+    def can_spare(self, num_bytes: int) -> bool:
+        """Whether every promise holds with so many bytes less for good."""
+        return self._promised_bytes(0) + num_bytes <= self._pages.arena.lasting_bytes
 
     def _promised_bytes(self, page_bytes: int) -> int:
         results = sum(lease.num_bytes for lease in self._results.values())

@@ -38,9 +38,18 @@ class Pending:
     """Positions already computed."""
 
 
-def plan_chunks(pending: Sequence[Pending], limits: BatchLimits, cost: StepCost, budget_ms: float) -> list[int]:
+def plan_chunks(
+    pending: Sequence[Pending],
+    limits: BatchLimits,
+    cost: StepCost,
+    budget_ms: float,
+    *,
+    max_prefill_tokens: int | None = None,
+) -> list[int]:
     """Tokens to compute of each sequence, most urgent first in and 0 where it must wait.
 
+    Args:
+        max_prefill_tokens: what memory allows, at least `min_chunk_tokens`; None is no limit.
     Returns:
         As many numbers as `pending`. The first is never 0.
     """
@@ -48,10 +57,13 @@ def plan_chunks(pending: Sequence[Pending], limits: BatchLimits, cost: StepCost,
     num_decode = sum(chunks)
     context = sum(p.context for p, chunk in zip(pending, chunks, strict=True) if chunk)
     num_prefill = 0
+    most = limits.max_step_tokens - num_decode
+    if max_prefill_tokens is not None:
+        most = min(most, max_prefill_tokens)
     for i, p in enumerate(pending):
         if p.num_tokens == 1:
             continue
-        room = limits.max_step_tokens - num_decode - num_prefill
+        room = most - num_prefill
         fit = _tokens_within(p, room, num_decode, num_prefill, context, cost, budget_ms)
         if i == 0:
             fit = max(fit, min(limits.min_chunk_tokens, p.num_tokens, room))

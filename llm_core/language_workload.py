@@ -25,6 +25,7 @@ from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageMod
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.tokenizer import Tokenizer
+from braid.llm_core.workspace import StepWorkspace
 
 Rank = tuple[int, int, int]
 """(class, arrival, index in the job): the place of a sequence in the order in which they yield memory, last first."""
@@ -71,6 +72,7 @@ class LanguageWorkload:
         model: shared by chat and encodings.
         memory: of that model's page size.
         cost: learns the milliseconds of a step.
+        workspace: of that model and these limits.
     """
 
     name = "language"
@@ -83,7 +85,8 @@ class LanguageWorkload:
         memory: SequenceMemory,
         sampler: Sampler,
         cost: CostModel,
-        limits: BatchLimits | None = None,
+        workspace: StepWorkspace,
+        limits: BatchLimits,
     ) -> None:
         self.model = model
         self.memory = memory
@@ -91,7 +94,8 @@ class LanguageWorkload:
         self._tokenizer = tokenizer
         self._sampler = sampler
         self._cost = cost
-        self._limits = limits or BatchLimits()
+        self._limits = limits
+        self._workspace = workspace
         self._admission = Admission(memory.pages)
         self._jobs: dict[str, Job] = {}
         self._num_admitted = 0
@@ -183,8 +187,9 @@ class LanguageWorkload:
         features = _features(chunks)
         predicted_ms = self._cost.predict(self.name, features)
 
+        batch = self._batch(chunks)
         forward_began = time.perf_counter()
-        result = self.model.forward(self._batch(chunks), self.memory.pages)
+        result = self.model.forward(batch, self.memory.pages)
         sampling_began = time.perf_counter()
         tokens = self._sample(chunks, result)
         sampling_ended = time.perf_counter()
@@ -202,7 +207,14 @@ class LanguageWorkload:
             units=int(features[1] + features[2]),
             device_ms=device_ms,
             host_ms=step_ms - device_ms,
+            peak_bytes=self._peak_bytes(batch),
             predicted_ms=predicted_ms,
+        )
+
+    def _peak_bytes(self, batch: ForwardBatch) -> int:
+        num_hidden = 0 if batch.hidden_rows is None else len(batch.hidden_rows)
+        return self._workspace.predict(
+            len(batch.input_ids), len(batch.logits_rows), num_hidden=num_hidden, num_layers=len(batch.hidden_layers)
         )
 
     def _count(self, chunks: list[Chunk], forward_ms: float, sampling_ms: float, step_ms: float) -> None:
@@ -224,13 +236,26 @@ class LanguageWorkload:
         pending = [Pending(t.sequence.num_pending, t.sequence.num_computed) for _, t in candidates]
         if not pending:
             return []
-        counts = plan_chunks(pending, self._limits, self._predict_ms, budget_ms)
+        max_prefill_tokens = self._max_prefill_tokens(candidates, pending)
+        counts = plan_chunks(
+            pending, self._limits, self._predict_ms, budget_ms, max_prefill_tokens=max_prefill_tokens
+        )
         chunks: list[Chunk] = []
         for (job, task), num_tokens in zip(candidates, counts, strict=True):
             if num_tokens and self._make_room(job, task, num_tokens, chunks):
                 chunks.append(Chunk(job, task, num_tokens, num_tokens == task.sequence.num_pending))
         chunks.sort(key=lambda chunk: chunk.task.sequence.slot)
         return chunks
+
+    def _max_prefill_tokens(self, candidates: list[tuple[Job, SequenceTask]], pending: list[Pending]) -> int:
+        """What the workspace has room for, of all that could be computed now."""
+        wanted = sum(p.num_tokens for p in pending if p.num_tokens > 1)
+        if wanted == 0:
+            return 0
+        num_layers = max(len(task.hidden_layers) for _, task in candidates)
+        return self._workspace.prefill_within(
+            min(wanted, self._limits.max_step_tokens), num_layers, self._admission.can_spare
+        )
 
     def _candidates(self, jobs: list[Job]) -> Iterator[tuple[Job, SequenceTask]]:
         """Sequences that may share the next call: each has a row, and they want the same hidden layers."""

@@ -62,3 +62,8 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
 def test_a_leading_prefill_leaves_the_decode_tokens_their_room() -> None:
     limits = BatchLimits(max_sequences=16, max_step_tokens=16, min_chunk_tokens=16)
     assert sum(plan_chunks([Pending(100, 0), *[Pending(1, 9)] * 15], limits, one_ms_a_token, 0.5)) == 16
+
+
+def test_prefill_stays_within_what_memory_allows() -> None:
+    pending = [Pending(1, 50), Pending(100, 0), Pending(100, 0)]
+    assert plan_chunks(pending, LIMITS, one_ms_a_token, 1000, max_prefill_tokens=20) == [1, 20, 0]

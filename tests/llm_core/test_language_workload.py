@@ -290,3 +290,13 @@ def test_results_that_would_leave_no_room_for_an_admitted_text_are_refused_for_n
     encode(rig, "b", events, num_tokens=3, length=length)
     rig.workload.cancel("b", RequestCancelled("enough"))
     assert isinstance(rig.outputs["text"].last_event, Finished)
+
+
+def test_a_step_reports_the_workspace_that_it_was_predicted_to_need(rigs: Any, model: TroubledModel) -> None:
+    rig = rigs(64)
+    rig.submit("a", SHORT, use_prefix_cache=False)
+    encode(rig, "b", [], num_tokens=7, length=7)
+    result = rig.workload.run(rig.offers(), budget_ms=1000)
+    hidden = 7 * model.config.hidden_size * 4
+    assert result.peak_bytes == model.workspace_bytes(20 + 7, 1) + hidden
+    run_all(rig)

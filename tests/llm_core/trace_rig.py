@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -25,6 +25,7 @@ from braid.llm_core.models.model import LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.tokenizer import Tokenizer
+from braid.llm_core.workspace import StepWorkspace
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Rig:
     """A language workload over `num_pages` pages, with a cost of one millisecond a token."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, num_pages: int, max_sequences: int = 24) -> None:
+        limits = BatchLimits(max_sequences=max_sequences, max_step_tokens=512, min_chunk_tokens=1)
         self.arena = Arena(num_pages * model.page_bytes)
         self.pages = KVPages(
             self.arena, page_bytes=model.page_bytes, page_tokens=model.page_tokens, slab_bytes=8 * model.page_bytes
@@ -80,7 +82,8 @@ class Rig:
             memory=SequenceMemory(self.pages, self.prefix_cache, max_sequences=max_sequences, max_tokens=2048),
             sampler=self.sampler,
             cost=CostModel({LanguageWorkload.name: (0.01, 1.0, 1.0, 0.0)}),
-            limits=BatchLimits(max_sequences=max_sequences, max_step_tokens=512, min_chunk_tokens=1),
+            workspace=StepWorkspace(model, Arena(1 << 40), replace(limits, min_chunk_tokens=512)),
+            limits=limits,
         )
 
     def submit(
