@@ -94,6 +94,8 @@ class Scheduler:
         # Guarded by the lock:
         self._inbox: deque[Ticket | Cancellation] = deque()
         self._num_open = 0
+        self._num_leaving = 0
+        """Requests whose last event is just being handed over."""
         self._num_waiting = 0
         self._is_nudged = False
         self._is_draining = False
@@ -110,7 +112,7 @@ class Scheduler:
                 while the scheduler drains.
         """
         request.arrival = self._clock()
-        ticket = Ticket(request, on_end=self._forget, on_deaf=self._cancel_deaf)
+        ticket = Ticket(request, on_end=self._forget, on_told=self._has_told, on_deaf=self._cancel_deaf)
         with self._lock:
             ticket.refusal = self._refusal() if may_refuse or self._is_closed else None
             ticket.is_waiting = ticket.refusal is None
@@ -139,7 +141,7 @@ class Scheduler:
         """Refuse new requests and wait for the others to end. False if some did not within `timeout` seconds."""
         with self._lock:
             self._is_draining = True
-            return self._all_ended.wait_for(lambda: self._num_open == 0, timeout)
+            return self._all_ended.wait_for(lambda: self._num_open == self._num_leaving == 0, timeout)
 
     def stop(self) -> None:
         """Let `run` return after the step under way; what has not ended by then ends with `EngineDied`."""
@@ -355,7 +357,12 @@ class Scheduler:
             self._num_waiting -= ticket.is_waiting
             ticket.is_waiting = False
             self._num_open -= 1
-            if self._num_open == 0:
+            self._num_leaving += 1
+
+    def _has_told(self) -> None:
+        with self._lock:
+            self._num_leaving -= 1
+            if self._num_open == self._num_leaving == 0:
                 self._all_ended.notify_all()
 
     def _cancel_deaf(self, ticket: Ticket) -> None:

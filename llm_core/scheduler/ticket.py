@@ -25,15 +25,21 @@ class Ticket:
     """A request's sink and its place in the scheduler's books.
 
     Args:
-        on_end: called once, after the last event was handed over.
+        on_end: called once, before the last event is handed over: whoever reads it finds the books closed.
+        on_told: called once, after that.
         on_deaf: called when the sink raised, so that nobody works for a listener that is gone.
     """
 
-    __slots__ = ("_last_events", "_on_deaf", "_on_end", "_sink", "device_ms", "is_ended", "is_waiting", "refusal",
-                 "request", "workload")  # fmt: skip
+    __slots__ = ("_last_events", "_on_deaf", "_on_end", "_on_told", "_sink", "device_ms", "is_ended", "is_waiting",
+                 "refusal", "request", "workload")  # fmt: skip
 
     def __init__(
-        self, request: Request, *, on_end: Callable[[Ticket], None], on_deaf: Callable[[Ticket], None]
+        self,
+        request: Request,
+        *,
+        on_end: Callable[[Ticket], None],
+        on_told: Callable[[], None],
+        on_deaf: Callable[[Ticket], None],
     ) -> None:
         self.request = request
         self.workload: Workload | None = None
@@ -46,6 +52,7 @@ class Ticket:
         self._sink = request.sink
         self._last_events = LAST_EVENTS
         self._on_end = on_end
+        self._on_told = on_told
         self._on_deaf = on_deaf
         request.sink = self
 
@@ -66,10 +73,12 @@ class Ticket:
         self.is_ended = isinstance(event, self._last_events)
         if self.is_ended:  # also where no workload ever had the request, and so nobody else ended its trace
             self.request.trace.end(error=event.code if isinstance(event, Failed) else None)
+            self._on_end(self)
         try:
             self._sink(event)
         except Exception:
             _log.exception("the sink of request %s failed", self.request.id)
-            self._on_deaf(self)
-        if self.is_ended:
-            self._on_end(self)
+            if not self.is_ended:
+                self._on_deaf(self)
+        if isinstance(event, self._last_events):
+            self._on_told()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -158,6 +159,22 @@ def test_a_deadline_is_counted_from_submission(make: Callable[..., Rig]) -> None
     deadline = rig.request("a").deadline
     assert deadline is not None
     assert before + 5 <= deadline <= time.monotonic() + 5
+
+
+def test_who_reads_a_last_event_finds_the_request_closed(make: Callable[..., Rig]) -> None:
+    rig = make()
+    seen: list[int] = []
+    for i in range(3):
+        done = threading.Event()
+
+        def on_event(event: Any, done: threading.Event = done) -> None:
+            seen.append(rig.engine.scheduler.num_open_requests)
+            done.set()
+
+        rig.engine.submit(GenerateRequest(id=f"r{i}", prompt="x"), on_event)
+        rig.engine.cancel(f"r{i}")
+        assert done.wait(10)
+    assert seen == [0, 0, 0]
 
 
 def test_closing_ends_what_runs_and_then_releases_once(make: Callable[..., Rig]) -> None:
