@@ -10,6 +10,9 @@ import msgspec
 
 from braid.errors import InvalidRequest, MissingField
 
+_LEAST = {"num_threads": 1, "memory_budget_bytes": 1, "max_waiting_requests": 1, "context_length": 2}
+"""A context holds a token of the prompt and one of the answer."""
+
 
 class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to build an engine.
@@ -45,10 +48,10 @@ class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for alias in self.aliases:
             if not alias.strip():
                 raise InvalidRequest(f"aliases={self.aliases!r} holds an empty name", param="aliases")
-        for name in ("num_threads", "memory_budget_bytes", "max_waiting_requests", "context_length"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequest(f"{name}={value} must be at least 1", param=name)
+            if value is not None and value < least:
+                raise InvalidRequest(f"{name}={value} must be at least {least}", param=name)
         if self.dtype not in (None, "float32", "bfloat16"):
             raise InvalidRequest(f"dtype={self.dtype!r} must be float32 or bfloat16", param="dtype")
         if self.device is not None and not _is_device(self.device):

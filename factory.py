@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Self
 
 from braid.config import BraidConfig
-from braid.errors import CannotFit
+from braid.errors import CannotFit, InvalidRequest
 from braid.kernels.ops import Ops
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import StepLimits
@@ -50,13 +50,14 @@ def build_engine(config: BraidConfig) -> Engine:
     backend = backend_of(config)
     checkpoint = open_checkpoint(config.model)
     arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
-    model = _load(checkpoint, backend, WeightResidency(arena))
+    context_length = _context_length(config, checkpoint.config.context_length)
+    residency = WeightResidency(arena)
+    model = _load(checkpoint, backend, residency)
     limits = BatchLimits()
     workspace = StepWorkspace(model, arena, limits)
     pages = _kv_pages(arena, model)
     prefix_cache = PrefixCache(pages, page_tokens=model.page_tokens)
     tokenizer = checkpoint.tokenizer()
-    context_length = min(config.context_length or model.config.context_length, model.config.context_length)
     workload = LanguageWorkload(
         model,
         tokenizer,
@@ -69,6 +70,16 @@ def build_engine(config: BraidConfig) -> Engine:
         limits=limits,
     )
     spans = RecentSpans()
+    tracing = RequestTracing(spans)
+
+    def release() -> None:
+        model.close()
+        workspace.close()
+        prefix_cache.clear()
+        pages.close()
+        residency.drop(checkpoint.name)
+        tracing.close()
+
     step_limits = CPU_STEP_LIMITS if model.device == "cpu" else GPU_STEP_LIMITS
     scheduler = Scheduler([workload], limits=step_limits, max_waiting_requests=config.max_waiting_requests)
     return Engine(
@@ -76,8 +87,8 @@ def build_engine(config: BraidConfig) -> Engine:
         ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
         intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages),
         stats=_stats(scheduler, workload, arena, pages, prefix_cache, spans),
-        release=model.close,
-        open_trace=RequestTracing(spans).open,
+        release=release,
+        open_trace=tracing.open,
     )
 
 
@@ -104,6 +115,15 @@ def _load(checkpoint: Checkpoint, backend: Backend, residency: WeightResidency) 
     model = build_model(checkpoint, backend)
     residency.correct(checkpoint.name, copied_bytes=model.weight_bytes)
     return model
+
+
+def _context_length(config: BraidConfig, of_model: int) -> int:
+    if config.context_length is not None and config.context_length > of_model:
+        raise InvalidRequest(
+            f"context_length={config.context_length} is more than the {of_model} tokens that the model was made for",
+            param="context_length",
+        )
+    return config.context_length or of_model
 
 
 def _kv_pages(arena: Arena, model: LanguageModel) -> KVPages:
@@ -191,15 +211,37 @@ class LLM(LanguageFace):
             exact=exact,
             context_length=context_length,
         )
-        super().__init__(engine or build_engine(config), owns_engine=engine is None)
+        super().__init__(build_engine(config) if engine is None else engine, owns_engine=engine is None)
 
 
 class Braid:
-    """A server's parts in one process: one engine and the faces that share it."""
+    """A server's parts in one process: one engine and the faces that share it.
 
-    def __init__(self, llm: str = "smollm2", *, device: str | None = None, kernels: str | None = None) -> None:
-        self.engine: EngineHandle = build_engine(BraidConfig(model=llm, device=device, kernels=kernels))
-        self.llm = LLM(engine=self.engine)
+    Args:
+        llm: as `LLM`'s model.
+        engine: share this engine instead of building one; the other arguments are then not looked at.
+    """
+
+    def __init__(
+        self,
+        llm: str = "smollm2",
+        *,
+        engine: EngineHandle | None = None,
+        device: str | None = None,
+        kernels: str | None = None,
+    ) -> None:
+        self.llm = LLM(llm, engine=engine, device=device, kernels=kernels)
+
+    @property
+    def engine(self) -> EngineHandle:
+        return self.llm.engine
 
     def close(self) -> None:
-        self.engine.close()
+        """Stop the engine, unless it was given."""
+        self.llm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

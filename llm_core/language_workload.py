@@ -143,8 +143,8 @@ class LanguageWorkload:
     def _finish(self, job: Job, now: float) -> None:
         self._jobs.pop(job.request.id, None)
         self.counters.finished += 1
-        job.finish(now)
         self._admission.release(job.request.id)
+        job.finish(now)
 
     # -- offering
 

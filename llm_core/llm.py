@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import queue
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, overload
 
@@ -149,10 +151,15 @@ class LLM:
         """Continue several prompts at once.
 
         Raises:
-            RequestFailed: of the first prompt that failed.
+            RequestFailed: of the first prompt that failed; the others are cancelled.
         """
-        pending = [self._submit(_prompt_request(prompt, sampling)) for prompt in prompts]
-        return [self._collect(*one) for one in pending]
+        requests = [_prompt_request(prompt, sampling) for prompt in prompts]
+        pending = deque(self._submit(request) for request in requests)
+        try:
+            return [self._collect(*pending.popleft()) for _ in requests]
+        finally:
+            for request, _ in pending:  # what nobody is going to read
+                self.engine.cancel(request.id)
 
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Iterator[str]:
         """Continue a text piece by piece; leaving the iterator early cancels the request."""
@@ -203,10 +210,11 @@ class LLM:
         return await self._agenerate(_prompt_request(prompt, sampling))
 
     async def astream_chat(self, messages: Messages, sampling: SamplingParams | None = None) -> AsyncIterator[str]:
-        """Pieces of the first text of an answer."""
-        async for event in self._aevents(_chat_request(messages, sampling)):
-            if isinstance(event, TextDelta) and event.index == 0 and event.text:
-                yield event.text
+        """Pieces of the first text of an answer; closing the iterator cancels the request."""
+        async with aclosing(self._aevents(_chat_request(messages, sampling))) as events:
+            async for event in events:
+                if isinstance(event, TextDelta) and event.index == 0 and event.text:
+                    yield event.text
 
     # -- how events come
 
@@ -245,7 +253,7 @@ class LLM:
             if isinstance(event, TextDelta) and event.index == 0 and event.text:
                 yield event.text
 
-    async def _aevents(self, request: Submission) -> AsyncIterator[Event]:
+    async def _aevents(self, request: Submission) -> AsyncGenerator[Event, None]:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 

@@ -68,6 +68,10 @@ class StepWorkspace:
                 num_tokens = max(num_tokens // 2, self._limits.min_chunk_tokens)
         return num_tokens
 
+    def close(self) -> None:
+        """Give the lease back; no step may follow."""
+        self._lease.release()
+
     def _largest(self, num_prefill: int, num_layers: int) -> int:
         num_rows = self._limits.max_sequences
         return self.predict(num_rows + num_prefill, num_rows, num_hidden=num_prefill, num_layers=num_layers)

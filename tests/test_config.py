@@ -25,6 +25,7 @@ def test_the_default_config_is_the_embedded_model() -> None:
         ("memory_budget_bytes", -1),
         ("max_waiting_requests", 0),
         ("context_length", 0),
+        ("context_length", 1),
     ],
 )
 def test_a_wrong_field_is_named(field: str, value: object) -> None:
