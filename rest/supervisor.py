@@ -154,7 +154,8 @@ class Supervisor:
                 remote.close()
             await remote.wait_closed()
             return loop.time() - since
-        except RequestFailed:
+        except RequestFailed as error:  # it has said why it ends; no other is started
+            self._is_stopping, self._why_not = True, error.message
             raise
         except (BraidError, TimeoutError, OSError) as error:
             logger.warning("the engine did not start: %s", error)

@@ -372,13 +372,14 @@ def test_while_it_restarts_the_reason_is_told() -> None:
     supervised(body, on_ready=ready.put_nowait)
 
 
-def test_an_engine_that_cannot_load_is_not_tried_again() -> None:
+def test_an_engine_that_cannot_load_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     async def body(_: Supervisor, task: asyncio.Task[None]) -> None:
         with pytest.raises(RequestFailed, match="not b'GGUF'") as caught:
             await task
         assert caught.value.code == "invalid_model_file"
 
     supervised(body, "--broken")
+    assert not [record for record in caplog.records if "ended" in record.message]
 
 
 def test_an_engine_that_always_dies_while_loading_is_given_up() -> None:
