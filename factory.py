@@ -41,9 +41,11 @@ LANGUAGE_COST_PRIOR = (1.0, 1.0, 0.5, 1e-5)
 """Milliseconds of (a step, a decode token, a prefill token, a key attended to) before anything was measured."""
 
 
-def build_engine(config: BraidConfig) -> Engine:
+def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: None) -> Engine:
     """Load the model and start an engine on a thread of this process.
 
+    Args:
+        on_crash: see `Engine`.
     Raises:
         BraidError: the model is unknown, broken, not supported or too large for the budget.
     """
@@ -89,6 +91,7 @@ def build_engine(config: BraidConfig) -> Engine:
         stats=_stats(scheduler, workload, arena, pages, prefix_cache, spans),
         release=release,
         open_trace=tracing.open,
+        on_crash=on_crash,
     )
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from braid.rest.supervisor import Supervisor
 
 logger = logging.getLogger("braid.server")
+
+EXIT_CRASHED = 4
+"""Exit code of an engine child whose loop failed."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CANCELLED_END_S = 3.0
@@ -229,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def build() -> EngineHandle:
         from braid.factory import build_engine
 
-        return build_engine(config)
+        return build_engine(config, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
 
     return run_child(arguments, build)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -17,6 +18,8 @@ from braid.llm_core.engine.messages import EncodeRequest, EngineReady, GenerateR
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.tracing.request_trace import NULL_TRACE, RequestTrace
 
+_log = logging.getLogger(__name__)
+
 OpenTrace = Callable[[str, str | None], RequestTrace]
 """(request id, traceparent) -> the trace of a new request"""
 
@@ -30,6 +33,8 @@ class Engine:
         stats: reads the counters; called on the caller's thread.
         release: gives back models and memory, after the last step.
         open_trace: begins the trace of a request.
+        on_crash: called on the engine's thread if the loop itself fails, after every request has ended; those that come
+            later end with `EngineDied`.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Engine:
         stats: Callable[[], Mapping[str, Any]],
         release: Callable[[], None],
         open_trace: OpenTrace | None = None,
+        on_crash: Callable[[], None] = lambda: None,
     ) -> None:
         self._scheduler = scheduler
         self._ready = ready
@@ -49,10 +55,18 @@ class Engine:
         self._stats = stats
         self._release = release
         self._open_trace = open_trace or (lambda request_id, traceparent: NULL_TRACE)
+        self._on_crash = on_crash
         self._closing = threading.Lock()
         self._is_closed = False
-        self._thread = threading.Thread(target=scheduler.run, name="braid-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="braid-engine", daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._scheduler.run()
+        except Exception:
+            _log.critical("the engine's loop failed", exc_info=True)
+            self._on_crash()
 
     @property
     def ready(self) -> EngineReady:

@@ -72,6 +72,7 @@ class ListedTrace:
 class Rig:
     def __init__(self, **scheduling: Any) -> None:
         self.workload = SilentWorkload()
+        self.crashed = threading.Event()
         self.traces: dict[str, ListedTrace] = {}
         self.releases: list[bool] = []
         self.engine = Engine(
@@ -80,6 +81,7 @@ class Rig:
             intake=StubIntake(),  # type: ignore[arg-type]
             stats=dict,
             release=lambda: self.releases.append(True),
+            on_crash=self.crashed.set,
             open_trace=lambda request_id, traceparent: self.traces.setdefault(request_id, ListedTrace()),
         )
 
@@ -187,3 +189,21 @@ def test_closing_ends_what_runs_and_then_releases_once(make: Callable[..., Rig])
     assert rig.submit("late").get(timeout=10).code == "engine_died"
     assert rig.traces["late"].ends == ["engine_died"]
     assert rig.releases == [True]
+
+
+def test_a_loop_that_fails_ends_every_request_and_is_told(
+    make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make()
+    events = rig.submit("a")
+    rig.request("a")
+
+    def fail(now: float) -> list[Offer]:
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr(rig.engine.scheduler, "_collect", fail)
+    rig.engine.scheduler.wake()
+    assert events.get(timeout=10).code == "engine_died"
+    assert rig.crashed.wait(10)
+    assert "a defect of ours" in caplog.text
+    assert rig.submit("b").get(timeout=10).code == "engine_died"
