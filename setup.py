@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import sys
@@ -23,6 +24,12 @@ class BuildKernels(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+
+    def build_extension(self, ext: Extension) -> None:
+        """In a folder of its own: the variants have the same sources, and compile at the same time."""
+        command = copy.copy(self)
+        command.build_temp = str(Path(self.build_temp) / ext.name.rpartition(".")[2])
+        super(BuildKernels, command).build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
