@@ -30,7 +30,7 @@ class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kernels: str | None = None
     """The kernel backend to force (`torch`, `cpp`, ...); None takes the fastest that accepts the input."""
     num_threads: int | None = None
-    """Threads of the CPU kernels; None takes the physical cores."""
+    """Threads of the CPU kernels; None takes every processor that this process may use."""
     memory_budget_bytes: int | None = None
     """What the arena may lease in all; None is learnt from the device."""
     dtype: str | None = None

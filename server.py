@@ -211,7 +211,7 @@ def _greeting(url: str, started: float) -> Callable[[EngineReady], None]:
             return
         model = ready.models[0]["id"]
         messages = [{"role": "user", "content": "What is the capital of France?"}]
-        body = msgspec.json.encode({"model": model, "messages": messages}).decode()
+        body = msgspec.json.encode({"model": model, "messages": messages, "temperature": 0}).decode()
         print(f"Braid is ready at {url} after {time.monotonic() - started:.1f} s with {model}. Try:")
         print(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
 

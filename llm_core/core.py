@@ -152,7 +152,7 @@ class StepLimits:
     """How long a step may hold the device."""
 
     max_step_ms: float = 60.0
-    """While an interactive request waits. Default for a CPU; 30 on a GPU (architecture: section 3)."""
+    """While an interactive request waits. Default for a CPU; 30 on a GPU."""
     idle_step_ms: float = 250.0
     """While nobody interactive waits."""
 

@@ -140,4 +140,4 @@ def _reason_for_torch(checkpoint: Checkpoint, backend: Backend) -> str | None:
 
 
 def _variant(backend: Backend) -> str | None:
-    return None if backend.kernels in (None, "cpp", "torch") else backend.kernels
+    return None if backend.kernels in (None, "cpp", "torch") else backend.kernels.removeprefix("cpu_")

@@ -72,7 +72,7 @@ class LanguageModel(Protocol):
     """Weights in memory that turn tokens into logits or hidden states.
 
     The outputs for one token depend on its own sequence alone, bit for bit: not on batch-mates, not on how the prompt
-    was cut into calls (architecture: 1.5).
+    was cut into calls (docs/numerics.md).
     """
 
     config: ModelConfig

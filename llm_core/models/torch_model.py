@@ -1,6 +1,6 @@
 """A language model of plain PyTorch operators: runs anywhere, and is the specification of the faster ones.
 
-Everything is arranged so that a token's numbers do not depend on what else is in the call (architecture: 1.5): tokens
+Everything is arranged so that a token's numbers do not depend on what else is in the call (docs/numerics.md): tokens
 are padded to a tile of rows, products run in row counts that were tried (`layers.row_buckets`), attention sums in an
 order fixed by positions (`layers.attention_plan`), and norms, gates and rotations (`kernels.ops`) treat all places
 alike.

@@ -205,7 +205,7 @@ class Scheduler:
             if isinstance(item, Cancellation):
                 ticket = self._live.get(item.request_id)
                 if ticket is not None:
-                    self._end(ticket, RequestCancelled(f"request {item.request_id} was {item.reason}"))
+                    self._end(ticket, RequestCancelled(f"request {item.request_id} ended: {item.reason}"))
             elif item.refusal is not None:
                 item.fail(item.refusal)
             else:
