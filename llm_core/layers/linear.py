@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from braid.llm_core.layers.row_buckets import candidate_rows, invariant_buckets, split_rows
+from braid.llm_core.layers.row_buckets import candidate_rows, invariant_buckets, num_trials, split_rows
 
 SharedBuckets = dict[tuple[int, int, bool, int | None], tuple[int, ...]]
 """Buckets already found, by (out_features, in_features, has a bias, max_rows): layers of one shape are tried once."""
@@ -47,8 +47,16 @@ def make_linear(
     out_features, in_features = weight.shape
     key = (out_features, in_features, bias is not None, max_rows)
     if key not in shared:
-        candidates = [n for n in candidate_rows(weight.device) if max_rows is None or n <= max_rows]
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn((candidates[0], in_features), generator=generator).to(weight.device, weight.dtype)
-        shared[key] = invariant_buckets(lambda x: functional.linear(x, weight, bias), rows, candidates)
+        candidates = tuple(n for n in candidate_rows(weight.device) if max_rows is None or n <= max_rows)
+        shared[key] = _tried_buckets(weight, bias, candidates)
     return Linear(weight, bias, shared[key])
+
+
+def _tried_buckets(weight: Tensor, bias: Tensor | None, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """The candidates that pass with random rows, as often as the dtype needs."""
+    out_features, in_features = weight.shape
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_trials(candidates[0] * out_features, weight.dtype)):
+        rows = torch.randn((candidates[0], in_features), generator=generator).to(weight.device, weight.dtype)
+        candidates = invariant_buckets(lambda x: functional.linear(x, weight, bias), rows, candidates)
+    return candidates

@@ -28,6 +28,16 @@ def test_a_size_that_differs_in_one_row_is_no_bucket():
     assert invariant_buckets(product, torch.ones(8, 3), (8, 16, 32)) == (8, 32)
 
 
+def test_a_difference_that_rounding_to_bfloat16_mostly_hides_is_found(monkeypatch):
+    def product(x, weight, bias):
+        return (x.double() @ weight.double().T * (1 + 1e-6 * (len(x) == 24))).to(x.dtype)
+
+    monkeypatch.setattr("braid.llm_core.layers.linear.functional.linear", product)
+    torch.manual_seed(0)
+    buckets = make_linear(torch.randn(64, 48).bfloat16(), None, {}, max_rows=40).buckets
+    assert buckets == (8, 16, 32, 40)
+
+
 @given(st.integers(0, 3000), st.sets(st.sampled_from(CPU_ROWS[1:])))
 def test_calls_are_buckets_and_make_up_all_rows(num_rows, others):
     buckets = (8, *sorted(others))
