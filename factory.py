@@ -25,7 +25,7 @@ from braid.llm_core.memory.arena import Arena
 from braid.llm_core.memory.kv_pages import KVPages
 from braid.llm_core.memory.prefix_cache import PrefixCache
 from braid.llm_core.memory.residency import WeightResidency, default_budget_bytes, stored_bytes
-from braid.llm_core.models.choice import Backend, build_model, choose_device, copied_bytes
+from braid.llm_core.models.choice import Backend, build_model, choose_device, choose_kernels, copied_bytes
 from braid.llm_core.models.model import LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.scheduler.loop import Scheduler
@@ -99,11 +99,11 @@ def backend_of(config: BraidConfig) -> Backend:
     """What a configuration comes to on this machine.
 
     Raises:
-        InvalidRequest: its device is not there.
+        InvalidRequest: its device is not there, or no kernels have that name.
     """
     return Backend(
         device=choose_device(config.device),
-        kernels=config.kernels or os.environ.get("BRAID_KERNELS") or None,
+        kernels=choose_kernels(config.kernels or os.environ.get("BRAID_KERNELS")),
         num_threads=config.num_threads or len(os.sched_getaffinity(0)),
         exact=config.exact,
         dtype=config.dtype,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from braid.errors import InvalidRequest
-from braid.kernels.ops import Ops
+from braid.kernels.cpu.library import VARIANTS
+from braid.kernels.ops import CPU_PREFIX, Ops
+from braid.kernels.registry import AUTO
 from braid.llm_core.loading.weights import Checkpoint
 from braid.llm_core.models.model import LanguageModel
 
@@ -49,6 +51,21 @@ def choose_device(wanted: str | None) -> str:
         if index >= count:
             raise InvalidRequest(f"device={wanted!r}: this machine has {count} CUDA devices", param="device")
     return wanted
+
+
+def choose_kernels(wanted: str | None) -> str | None:
+    """What a person named, as `Backend` holds it; `auto` is None, and `cpu_avx2` is `avx2`.
+
+    Raises:
+        InvalidRequest: there is no such thing; with what there is.
+    """
+    if wanted in (None, "", AUTO):
+        return None
+    name = wanted.removeprefix(CPU_PREFIX)
+    known = ("torch", "cpp", *(variant.name for variant in VARIANTS))
+    if name not in known:
+        raise InvalidRequest(f"kernels={wanted!r} is none of {AUTO}, {', '.join(known)}", param="kernels")
+    return name
 
 
 def refusal_of_cpp(checkpoint: Checkpoint, backend: Backend) -> str | None:
@@ -140,4 +157,4 @@ def _reason_for_torch(checkpoint: Checkpoint, backend: Backend) -> str | None:
 
 
 def _variant(backend: Backend) -> str | None:
-    return None if backend.kernels in (None, "cpp", "torch") else backend.kernels.removeprefix("cpu_")
+    return None if backend.kernels in (None, "cpp", "torch") else backend.kernels
