@@ -230,6 +230,7 @@ def test_the_child_gets_the_whole_config() -> None:
         "exact": True,
         "max_waiting_requests": 256,
         "context_length": None,
+        "dtype": None,
     }
 
 
