@@ -13,6 +13,7 @@ the machine over the bytes of the weights. At batch 8 and in prefill the arithme
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -36,7 +37,6 @@ from braid.llm_core.engine.messages import (
     Finished,
     GenerateRequest,
     SamplingParams,
-    StatsRequest,
     TextDelta,
 )
 from braid.llm_core.loading.checkpoint import open_checkpoint
@@ -126,30 +126,29 @@ class Client:
             pending.acquire()
         return times
 
-    def counters(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+    def next_step(self) -> int:
+        """Number of the next step in the journal."""
+        return self._engine.scheduler.journal.next_number
 
-        def on_event(event: Any) -> None:
-            found.update(event.values["language"])
-
-        self._engine.submit(StatsRequest(id="stats"), on_event)
-        return found
+    def overhead_ms(self, first_step: int) -> float:
+        """Median time from the start of a decode step to that of the next, less the first one's forward and sampling.
+        0 where there were no two in a row."""
+        steps = [step for step in self._engine.scheduler.journal.since(first_step) if step.kind == "decode"]
+        pairs = itertools.pairwise(steps)
+        gaps = [(b.start - a.start) * 1e3 - a.device_ms for a, b in pairs if b.number == a.number + 1]
+        return machine.median(gaps) if gaps else 0.0
 
 
 def measure_braid(client: Client, case: Case, seed: int) -> tuple[Rates, float]:
     """Rates as `llama-batched-bench` defines them, and milliseconds a step beside forward and sampling."""
-    before = client.counters()
+    first_step = client.next_step()
     times = client.run(case, seed)
-    after = client.counters()
     all_started = max(t[1] for t in times)
     ended = max(t[-1] for t in times)
     prefill = case.batch * case.prompt / (all_started - times[0][0])
     num_decoded = sum(sum(1 for at in t[1:] if at > all_started) for t in times)
     decode = num_decoded / (ended - all_started) if num_decoded else 0.0
-    steps = after["steps"] - before["steps"]
-    device_ms = sum(after[name] - before[name] for name in ("forward_ms", "sampling_ms"))
-    overhead_ms = ((ended - times[0][0]) * 1e3 - device_ms) / steps
-    return Rates(prefill, decode), overhead_ms
+    return Rates(prefill, decode), client.overhead_ms(first_step)
 
 
 def measure(

@@ -30,6 +30,9 @@ from braid.llm_core.workspace import StepWorkspace
 Rank = tuple[int, int, int]
 """(class, arrival, index in the job): the place of a sequence in the order in which they yield memory, last first."""
 
+STEPS_A_PRICE = 16
+"""Offers carry the same predicted milliseconds for so many steps: to predict in each costs more than it tells."""
+
 STALL_S = 0.005
 """How long to wait for memory that somebody else holds before asking again."""
 
@@ -100,6 +103,8 @@ class LanguageWorkload:
         self._jobs: dict[str, Job] = {}
         self._num_admitted = 0
         self._stalled_until = 0.0
+        self._offers_priced_until = 0
+        self._decode_ms = self._prefill_ms = 0.0
         self._token_rows = np.zeros((3, self._limits.max_step_tokens), dtype=np.int32)
 
     # -- taking and ending requests
@@ -151,15 +156,17 @@ class LanguageWorkload:
     def offers(self, now: float) -> Iterable[Offer]:
         if now < self._stalled_until:
             return ()
-        decode_ms = self._predict_ms(1, 0, 0)
-        prefill_ms = self._predict_ms(0, self._limits.min_chunk_tokens, 0)
-        return [self._offer(job, decode_ms, prefill_ms) for job in self._jobs.values()]
+        if self.counters.steps >= self._offers_priced_until:
+            self._offers_priced_until = self.counters.steps + STEPS_A_PRICE
+            self._decode_ms = self._predict_ms(1, 0, 0)
+            self._prefill_ms = self._predict_ms(0, self._limits.min_chunk_tokens, 0)
+        return [self._offer(job) for job in self._jobs.values()]
 
     def next_wake(self, now: float) -> float | None:
         """Clock time at which `offers` may say more than now, or None."""
         return self._stalled_until if now < self._stalled_until else None
 
-    def _offer(self, job: Job, decode_ms: float, prefill_ms: float) -> Offer:
+    def _offer(self, job: Job) -> Offer:
         is_decode = job.tasks[0].sequence.num_pending == 1
         return Offer(
             job.request.id,
@@ -168,7 +175,7 @@ class LanguageWorkload:
             self.name,
             job.request.request_class,
             job.deadline(),
-            decode_ms if is_decode else prefill_ms,
+            self._decode_ms if is_decode else self._prefill_ms,
             tenant=job.request.tenant,
             payload=job,
         )
@@ -236,16 +243,24 @@ class LanguageWorkload:
         pending = [Pending(t.sequence.num_pending, t.sequence.num_computed) for _, t in candidates]
         if not pending:
             return []
-        max_prefill_tokens = self._max_prefill_tokens(candidates, pending)
-        counts = plan_chunks(
-            pending, self._limits, self._predict_ms, budget_ms, max_prefill_tokens=max_prefill_tokens
-        )
+        counts = self._counts(candidates, pending, budget_ms)
         chunks: list[Chunk] = []
         for (job, task), num_tokens in zip(candidates, counts, strict=True):
             if num_tokens and self._make_room(job, task, num_tokens, chunks):
                 chunks.append(Chunk(job, task, num_tokens, num_tokens == task.sequence.num_pending))
         chunks.sort(key=lambda chunk: chunk.task.sequence.slot)
         return chunks
+
+    def _counts(
+        self, candidates: list[tuple[Job, SequenceTask]], pending: list[Pending], budget_ms: float
+    ) -> list[int]:
+        """Tokens of each candidate. Nearly every step only decodes, and then there is nothing to plan."""
+        if all(p.num_tokens == 1 for p in pending):
+            return [1] * len(pending)
+        max_prefill_tokens = self._max_prefill_tokens(candidates, pending)
+        return plan_chunks(
+            pending, self._limits, self._predict_ms, budget_ms, max_prefill_tokens=max_prefill_tokens
+        )
 
     def _max_prefill_tokens(self, candidates: list[tuple[Job, SequenceTask]], pending: list[Pending]) -> int:
         """What the workspace has room for, of all that could be computed now."""

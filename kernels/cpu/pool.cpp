@@ -10,7 +10,8 @@ namespace braid {
 namespace {
 
 constexpr int kSpinsBeforeYield = 50;  // half a microsecond: where cores are few, the other thread may need this one
-constexpr auto kAwakeAfterJob = std::chrono::microseconds(300);
+// Longer than the engine takes between two steps of a large batch: waking a sleeping thread costs 50 us.
+constexpr auto kAwakeAfterJob = std::chrono::milliseconds(2);
 
 }  // namespace
 
