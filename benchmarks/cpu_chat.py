@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from braid.benchmarks import machine
-from braid.benchmarks.llama_cpp import LlamaCpp, Rates, find_or_build
+from braid.benchmarks.llama_cpp import LlamaCpp, Rates, find_or_build, resident_peak
 from braid.config import BraidConfig
 from braid.factory import build_engine
 from braid.llm_core.engine.engine import Engine
@@ -204,7 +204,7 @@ def main() -> None:
     share = results["batch 1"]["braid"] / limit
     print_table(results)
     print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s: at most {limit:.0f} tokens/s at batch 1; reached {share:.0%}")
-    memory = {"braid": machine.peak_bytes(of_children=False), "llama.cpp": machine.peak_bytes(of_children=True)}
+    memory = {"braid": resident_peak(os.getpid()), "llama.cpp": llama.peak_bytes}
     print("peak memory: " + ", ".join(f"{name} {num_bytes / 1e6:.0f} MB" for name, num_bytes in memory.items()))
     summary = {
         "machine": machine.describe(),

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class LlamaCpp:
 
     def __init__(self, binaries: Path) -> None:
         self.binaries = binaries
+        self.peak_bytes = 0
+        """Most physical memory that a run of `batched_bench` has held."""
 
     def batched_bench(
         self, model: Path, *, prompt: int, new: int, batch: int, num_threads: int, context: int = 16384
@@ -47,7 +50,11 @@ class LlamaCpp:
             *("-npp", str(prompt), "-ntg", str(new), "-npl", str(batch)),
             *("-t", str(num_threads), "-tb", str(num_threads), "-c", str(context), "-b", "2048", "-ub", "512"),
         ]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            while process.poll() is None:
+                self.peak_bytes = max(self.peak_bytes, resident_peak(process.pid))
+                time.sleep(0.02)
+            output = process.stdout.read() if process.stdout else ""
         line = next(line for line in output.splitlines() if line.startswith("{"))
         result = json.loads(line)
         return Rates(prefill=result["speed_pp"], decode=result["speed_tg"])  # speed_tg is 0 for new=0
@@ -64,6 +71,15 @@ class LlamaCpp:
 
     def program(self, name: str) -> str:
         return str(self.binaries / name)
+
+
+def resident_peak(pid: int) -> int:
+    """The high-water mark of a running process (Linux). `getrusage` would count what its parent held before exec."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def cache_folder() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import threading
@@ -42,12 +41,6 @@ def median(samples: Sequence[float]) -> float:
 
 def p95(samples: Sequence[float]) -> float:
     return sorted(samples)[min(len(samples) - 1, int(len(samples) * 0.95))]
-
-
-def peak_bytes(*, of_children: bool) -> int:
-    """Most physical memory that this process, or the largest of its ended children, has held."""
-    who = resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF
-    return resource.getrusage(who).ru_maxrss * 1024
 
 
 def read_bandwidth(num_threads: int, *, num_bytes: int = 256 << 20, seconds: float = 1.0) -> float:
