@@ -22,7 +22,8 @@ What holds, with L the longest step as it really took (a prediction error of e m
 * A class that waits through T ms of device time gets at least `s T - L (1 + (n - 1) s)` of them, s its minimum share
   and n the number of classes with one that wait: one longest step short if n is 1. Reason: credit is a queue served
   oldest first and filled at a rate below 1, so no credit gets older than n steps; and a class that is served beyond its
-  share falls at most (1 - s) L into debt, the rest is forgiven.
+  share falls at most (1 - s) L into debt, the rest is forgiven. Where classes share steps it can be s L less: that is
+  what random traces showed, and not proven.
 * Under overload, tenants of one class with overdue work differ by at most three longest steps in what they got in a
   window: one that was chosen, and what falls out of the window meanwhile.
 * A step that is shared is longer for its members of later deadlines. The promises count it as if it took its lead's own
