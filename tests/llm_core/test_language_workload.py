@@ -300,3 +300,28 @@ def test_a_step_reports_the_workspace_that_it_was_predicted_to_need(rigs: Any, m
     hidden = 7 * model.config.hidden_size * 4
     assert result.peak_bytes == model.workspace_bytes(20 + 7, 1) + hidden
     run_all(rig)
+
+
+def test_a_prompt_that_is_cached_whole_still_gets_its_logits(rigs: Any) -> None:
+    prompt = Prompt(tuple(range(20, 52)), max_tokens=4, seed=3, temperature=1.0)  # two whole pages
+    expected = alone(rigs, prompt)
+    rig = rigs(64)
+    for name in ("first", "second"):
+        rig.submit(name, prompt, use_prefix_cache=True)
+        run_all(rig)
+        assert rig.outputs[name].token_ids == expected.token_ids
+        assert rig.outputs[name].logits == expected.logits
+
+
+def test_a_page_whose_last_token_was_only_sampled_is_not_cached(rigs: Any) -> None:
+    first = Prompt(tuple(range(20, 48)), max_tokens=4, seed=3, temperature=1.0)  # 28 + 4 fill two pages, 31 computed
+    text = (*first.token_ids, *alone(rigs, first).token_ids)
+    follow_up = Prompt((*text, 60, 61, 62), max_tokens=3, seed=4, temperature=1.0)
+    expected = alone(rigs, follow_up)
+    rig = rigs(64)
+    rig.submit("first", first, use_prefix_cache=True)
+    run_all(rig)
+    assert rig.prefix_cache.cached_pages == 1
+    rig.submit("follow-up", follow_up, use_prefix_cache=True)
+    run_all(rig)
+    assert rig.outputs["follow-up"].logits == expected.logits
