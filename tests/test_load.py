@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from braid.benchmarks.http_chat import free_port
 
 SECONDS = 300 if os.environ.get("BRAID_SOAK") else 12
 NUM_CLIENTS = 12
@@ -36,13 +37,6 @@ def server() -> Iterator[tuple[int, psutil.Process]]:
         finally:
             process.terminate()
             process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def wait_until_ready(port: int) -> None:

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from braid.benchmarks.http_chat import free_port
 from braid.config import BraidConfig
 from braid.errors import InvalidRequest
 from braid.server import CannotListen, Listen, bind, child_command, serve
@@ -72,11 +73,6 @@ def running(*options: str, wait: bool = True, **listen: Any) -> Iterator[Process
     finally:
         process.popen.kill()
         process.popen.communicate()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def until(check: Any, timeout_s: float = 15) -> Any:
