@@ -98,10 +98,18 @@ class Segment:
     """Pieces of one type of operation with equal keys may run in one step. None never shares."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """In the place of a segment: there is nothing to do until others have given something back, such as memory."""
+
+    is_over: Callable[[], bool]
+    """Asked whenever offers are collected; then the execution is advanced, as if a piece of it had run."""
+
+
 class Execution(Protocol):
     """One operation of one job under way; holds what lies between its pieces."""
 
-    def segment(self) -> Segment | None:
+    def segment(self) -> Segment | Wait | None:
         """The next piece, or None once the operation is done."""
         ...
 
@@ -137,19 +145,21 @@ class Delegate:
     params: Callable[[Any, str], Any]
     """(operation, id of the new request) to that workload's params."""
     answer: type
-    """The event that holds the answer, such as `Encoded`."""
+    """The event that ends the request well, such as `Encoded`."""
     result: Callable[[Any], Any]
     """From that event to what the pipeline is sent."""
+    gathers: type | None = None
+    """Where the answer comes in many events, such as `TextDelta`: `result` is then given the list of those instead."""
 
 
 class InPieces:
     """A handler made of a generator function, for operations that never share a step.
 
-    `run(operation)` yields a `Segment` in front of each piece of work, to say what it will cost, and returns the
-    result.
+    `run(operation)` yields a `Segment` in front of each piece of work, to say what it will cost (or a `Wait`), and
+    returns the result.
     """
 
-    def __init__(self, run: Callable[[Any], Generator[Segment, None, Any]]) -> None:
+    def __init__(self, run: Callable[[Any], Generator[Segment | Wait, None, Any]]) -> None:
         self._run = run
 
     def begin(self, operation: Any) -> Execution:
@@ -163,9 +173,9 @@ class InPieces:
 class _Pieces:
     """The execution of `InPieces`."""
 
-    def __init__(self, pieces: Generator[Segment, None, Any]) -> None:
+    def __init__(self, pieces: Generator[Segment | Wait, None, Any]) -> None:
         self._pieces = pieces
-        self._segment: Segment | None = None
+        self._segment: Segment | Wait | None = None
         self._result: Any = None
         self.advance()
 
@@ -175,7 +185,7 @@ class _Pieces:
         except StopIteration as stop:
             self._segment, self._result = None, stop.value
 
-    def segment(self) -> Segment | None:
+    def segment(self) -> Segment | Wait | None:
         return self._segment
 
     def result(self) -> Any:

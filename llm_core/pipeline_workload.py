@@ -29,10 +29,13 @@ from braid.llm_core.pipeline import (
     Resumed,
     Segment,
     StartPipeline,
+    Wait,
 )
 
 _RESUME_MS = 1.0
 """Predicted time of a pipeline's own code between two operations."""
+_ASK_AGAIN_S = 0.02
+"""While nothing else runs, how often a job that waits is asked whether its wait is over."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class _Job:
     kind: str = ""
     handler: OperationHandler | None = None
     execution: Execution | None = None
-    segment: Segment | None = None
+    segment: Segment | Wait | None = None
     operation_type: type | None = None
     child_id: str | None = None
     num_children: int = 0
@@ -122,11 +125,15 @@ class PipelineWorkload:
         self._now = now
         offers = []
         for job in self._jobs.values():
-            if job.answer is not None:
+            if job.answer is not None or (isinstance(job.segment, Wait) and job.segment.is_over()):
                 offers.append(self._resume_offer(job))
-            elif job.segment is not None:
+            elif isinstance(job.segment, Segment):
                 offers.append(self._segment_offer(job, job.segment))
         return offers
+
+    def next_wake(self, now: float) -> float | None:
+        """Clock time at which a wait may be over without a step that ended it."""
+        return now + _ASK_AGAIN_S if any(isinstance(job.segment, Wait) for job in self._jobs.values()) else None
 
     def run(self, offers: Sequence[Offer], budget_ms: float) -> StepResult:
         start = self._clock()
@@ -273,11 +280,16 @@ class PipelineWorkload:
             raise RuntimeError(f"a {type(operation).__name__} is answered elsewhere, and nobody said where")
         child_id = f"{job.request.id}/{job.num_children}"
         job.num_children += 1
+        gathered: list[Any] = []
 
         def on_event(event: Any) -> None:
-            if job.child_id == child_id and isinstance(event, delegate.answer | Failed):
+            if job.child_id != child_id:
+                return
+            if delegate.gathers is not None and isinstance(event, delegate.gathers):
+                gathered.append(event)
+            if isinstance(event, delegate.answer | Failed):
                 job.child_id = None
-                job.answer = _answer_of(event, delegate)
+                job.answer = _answer_of(event, gathered, delegate)
 
         child = Request(
             child_id,
@@ -320,10 +332,10 @@ def _split(params: Any) -> tuple[Any, Any]:
     return (params.params, params.state) if isinstance(params, Resumed) else (params, None)
 
 
-def _answer_of(event: Any, delegate: Delegate) -> _Answer:
+def _answer_of(event: Any, gathered: list[Any], delegate: Delegate) -> _Answer:
     if isinstance(event, Failed):
         return _Answer(error=RequestFailed(event))
     try:
-        return _Answer(delegate.result(event))
+        return _Answer(delegate.result(event if delegate.gathers is None else gathered))
     except Exception as error:
         return _Answer(error=error)

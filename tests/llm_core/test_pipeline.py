@@ -28,6 +28,7 @@ from braid.llm_core.pipeline import (
     Progressed,
     Resumed,
     Segment,
+    Wait,
 )
 from braid.llm_core.pipeline_workload import PipelineWorkload
 from braid.llm_core.scheduler.loop import Scheduler
@@ -511,6 +512,96 @@ def test_an_operation_without_pieces_is_answered_at_once() -> None:
     while scheduler.run_once():
         pass
     assert events == [Completed("a", 10)]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Three pieces with the one thing there is, which others wait for."""
+
+    kind: str = "hold"
+
+
+def test_an_operation_that_waits_costs_nothing_until_the_other_gives_back() -> None:
+    holders: list[str] = []
+    running: list[Any] = []
+
+    def hold(operation: Hold) -> Generator[Segment | Wait, None, str]:
+        while holders:
+            yield Wait(lambda: not holders)
+        holders.append("somebody")
+        try:
+            for _ in range(3):
+                yield Segment(1.0)
+                assert len(holders) == 1
+        finally:
+            holders.clear()
+        return "held"
+
+    def pipeline(params: int, state: Any = None) -> Generator[Hold, str, str]:
+        return (yield Hold())
+
+    workload = PipelineWorkload("holding", {int: pipeline}, {Hold: InPieces(hold)})
+    scheduler = Scheduler([workload])
+    for name in ("first", "second"):
+        scheduler.submit(Request(name, 1, running.append))
+    steps = 0
+    while scheduler.run_once():
+        steps += 1
+    assert running == [Completed("first", "held"), Completed("second", "held")]
+    assert steps == 2 + 3 + 1 + 3  # two begin, one holds, the wait ends, the other holds
+    assert workload.next_wake(0.0) is None
+
+
+def test_a_loop_with_nothing_but_waits_asks_again_by_itself() -> None:
+    gate: list[bool] = []
+
+    def wait(operation: Hold) -> Generator[Segment | Wait, None, str]:
+        while not gate:
+            yield Wait(lambda: bool(gate))
+        return "open"
+
+    def pipeline(params: int, state: Any = None) -> Generator[Hold, str, str]:
+        return (yield Hold())
+
+    workload = PipelineWorkload("waiting", {int: pipeline}, {Hold: InPieces(wait)})
+    scheduler = Scheduler([workload])
+    events: list[Any] = []
+    scheduler.submit(Request("a", 1, events.append))
+    while scheduler.run_once():
+        pass
+    assert events == []
+    assert workload.next_wake(5.0) == pytest.approx(5.02)
+    gate.append(True)
+    while scheduler.run_once():
+        pass
+    assert events == [Completed("a", "open")]
+
+
+def test_an_answer_that_comes_in_many_events_is_gathered() -> None:
+    @dataclass(frozen=True)
+    class Chat:
+        kind: str = "chat"
+
+    def pipeline(params: int, state: Any = None) -> Generator[Chat, int, int]:
+        return (yield Chat())
+
+    world = World()
+    chat = Delegate(lambda op, _: ChatParams(3), Finished, len, gathers=str)
+    workload = PipelineWorkload("asking", {int: pipeline}, {Chat: chat})
+    events: list[Any] = []
+
+    class Talkative(Toy):
+        def run(self, offers: Sequence[Offer], budget_ms: float) -> StepResult:
+            for offer in offers:
+                self.requests[offer.request_id].sink("word")
+            return super().run(offers, budget_ms)
+
+    scheduler = Scheduler([Talkative(world.clock), workload], clock=world.clock)
+    workload.delegate_to(scheduler)
+    scheduler.submit(Request("a", 1, events.append))
+    while scheduler.run_once():
+        pass
+    assert events == [Completed("a", 3)]
 
 
 def test_a_pipeline_that_fails_while_it_is_closed_does_not_take_the_loop_along() -> None:

@@ -1,0 +1,70 @@
+"""What every handler does around a piece of its work: say what it will cost, learn what it took, lease its bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from braid.errors import MemoryPressure
+from braid.llm_core.core import Clock
+from braid.llm_core.memory.arena import Arena, Lease
+from braid.llm_core.pipeline import Segment, Wait
+from braid.llm_core.scheduler.cost import CostModel
+
+Leased = TypeVar("Leased")
+
+
+class Meter:
+    """Predicts pieces by kind and units, and learns from what they took.
+
+    Args:
+        costs: shared by all handlers of a device; keys are kinds of pieces, features (1, units).
+    """
+
+    def __init__(self, costs: CostModel, *, clock: Clock = time.perf_counter) -> None:
+        self._costs = costs
+        self._clock = clock
+
+    def segment(self, kind: str, units: int, *, num_bytes: int = 0) -> Segment:
+        """A piece about to be run, priced."""
+        return Segment(self._costs.predict(kind, (1.0, float(units))), num_bytes=num_bytes, units=units)
+
+    @contextmanager
+    def measured(self, kind: str, units: int) -> Iterator[None]:
+        """Around the piece itself; one that fails teaches nothing."""
+        began = self._clock()
+        yield
+        self._costs.observe(kind, (1.0, float(units)), (self._clock() - began) * 1e3)
+
+
+Pieces = Generator[Segment | Wait, None, Leased]
+"""Work that is cut into pieces, and what it gives in the end."""
+
+
+def piece(meter: Meter, kind: str, units: int, work: Callable[[], Leased], *, num_bytes: int = 0) -> Pieces[Leased]:
+    """One piece of work."""
+    yield meter.segment(kind, units, num_bytes=num_bytes)
+    with meter.measured(kind, units):
+        return work()
+
+
+def leased(arena: Arena, owner: str, num_bytes: int, *, kind: str) -> Pieces[Lease]:
+    """A lease, as soon as others have given enough back.
+
+    Whoever waits here must hold nothing that others wait for.
+
+    Raises:
+        CannotFit: it never will.
+    """
+    return waited_for(lambda: arena.lease(owner, num_bytes, kind=kind), lambda: arena.can_lease(num_bytes))
+
+
+def waited_for(take: Callable[[], Leased], can_take: Callable[[], bool]) -> Pieces[Leased]:
+    """What `take` gives once it raises no `MemoryPressure` any more."""
+    while True:
+        try:
+            return take()
+        except MemoryPressure:
+            yield Wait(can_take)
