@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from braid.errors import BraidError
 from braid.tracing.request_trace import NULL_TRACE, RequestTrace
 
@@ -50,8 +52,7 @@ class Request:
     """Workloads open their spans on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """One bounded step that one request could take now."""
 
     request_id: str
@@ -73,8 +74,7 @@ class Offer:
     """The workload's own handle on what to run; the scheduler never looks inside."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True, gc=False):
     """What a step did, as measured by whoever ran it."""
 
     request_ids: tuple[str, ...]
@@ -118,8 +118,7 @@ class Workload(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
+class JournalEntry(msgspec.Struct, frozen=True, gc=False):
     """One step that ran."""
 
     number: int

@@ -22,6 +22,7 @@ from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.engine.sampling import SampledToken, Sampler
 from braid.llm_core.job import Job, SequenceTask
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageModel
+from braid.llm_core.planned_step import Chunk, PlannedStep
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.tokenizer import Tokenizer
@@ -32,6 +33,9 @@ Rank = tuple[int, int, int]
 
 STEPS_A_PRICE = 16
 """Offers carry the same predicted milliseconds for so many steps: to predict in each costs more than it tells."""
+
+REPEATS_A_LESSON = 8
+"""Of the repetitions of a step, every so manyth is predicted and learnt from."""
 
 STALL_S = 0.005
 """How long to wait for memory that somebody else holds before asking again."""
@@ -51,21 +55,6 @@ class LanguageCounters:
     forward_ms: float = 0.0
     sampling_ms: float = 0.0
     step_ms: float = 0.0
-
-
-@dataclass(slots=True)
-class Chunk:
-    """The part of a sequence that one step computes."""
-
-    job: Job
-    task: SequenceTask
-    num_tokens: int
-    reaches_end: bool
-    """The step computes the sequence's last token, whose logits choose the next."""
-
-    @property
-    def is_decode(self) -> bool:
-        return self.reaches_end and self.num_tokens == 1
 
 
 class LanguageWorkload:
@@ -105,6 +94,8 @@ class LanguageWorkload:
         self._stalled_until = 0.0
         self._offers_priced_until = 0
         self._decode_ms = self._prefill_ms = 0.0
+        self._repeatable: PlannedStep | None = None
+        """The last step, if another just like it may follow."""
         self._token_rows = np.zeros((3, self._limits.max_step_tokens), dtype=np.int32)
 
     # -- taking and ending requests
@@ -138,6 +129,7 @@ class LanguageWorkload:
         return job is not None
 
     def _fail(self, job: Job, error: BraidError) -> None:
+        self._repeatable = None
         for task in job.tasks:
             self.memory.end(task.sequence)
         self._jobs.pop(job.request.id, None)
@@ -187,56 +179,73 @@ class LanguageWorkload:
 
     def run(self, offers: Sequence[Offer], budget_ms: float) -> StepResult:
         began = time.perf_counter()
-        chunks = self._plan([offer.payload for offer in offers], budget_ms)
-        if not chunks:
+        step = self._next_step([offer.payload for offer in offers], budget_ms)
+        if step is None:
             self._stalled_until = time.monotonic() + STALL_S
             return StepResult((), "stall", 0, 0.0)
-        features = _features(chunks)
-        predicted_ms = self._cost.predict(self.name, features)
 
-        batch = self._batch(chunks)
         forward_began = time.perf_counter()
-        result = self.model.forward(batch, self.memory.pages)
+        result = self.model.forward(step.batch, self.memory.pages)
         sampling_began = time.perf_counter()
-        tokens = self._sample(chunks, result)
+        tokens = self._sampler.sample(result.logits, step.sampling) if step.sampling else []
         sampling_ended = time.perf_counter()
 
         device_ms = (sampling_ended - forward_began) * 1e3
-        self._cost.observe(self.name, features, device_ms)
-        self._advance(chunks, result, tokens)
+        self._learn(step, device_ms)
+        self._repeatable = step if self._is_repeatable(step) else None
+        self._advance(step.chunks, result, tokens)
         step_ms = (time.perf_counter() - began) * 1e3
-        self._count(
-            chunks, (sampling_began - forward_began) * 1e3, (sampling_ended - sampling_began) * 1e3, step_ms
-        )
+        self._count(step, (sampling_began - forward_began) * 1e3, (sampling_ended - sampling_began) * 1e3, step_ms)
         return StepResult(
-            request_ids=tuple(dict.fromkeys(c.job.request.id for c in chunks)),
-            kind="decode" if features[2] == 0 else "prefill",
-            units=int(features[1] + features[2]),
-            device_ms=device_ms,
-            host_ms=step_ms - device_ms,
-            peak_bytes=self._peak_bytes(batch),
-            predicted_ms=predicted_ms,
+            step.request_ids,
+            "decode" if step.is_decode else "prefill",
+            step.num_decode + step.num_prefill,
+            device_ms,
+            step_ms - device_ms,
+            step.peak_bytes,
+            step.predicted_ms,
         )
 
-    def _peak_bytes(self, batch: ForwardBatch) -> int:
-        num_hidden = 0 if batch.hidden_rows is None else len(batch.hidden_rows)
-        return self._workspace.predict(
-            len(batch.input_ids), len(batch.logits_rows), num_hidden=num_hidden, num_layers=len(batch.hidden_layers)
-        )
+    def _learn(self, step: PlannedStep, device_ms: float) -> None:
+        """Repeated steps are all alike: to learn from each would cost more than it teaches, and make the model forget
+        the others."""
+        if step.times_repeated % REPEATS_A_LESSON == 0:
+            self._cost.observe(self.name, step.features, device_ms)
 
-    def _count(self, chunks: list[Chunk], forward_ms: float, sampling_ms: float, step_ms: float) -> None:
+    def _count(self, step: PlannedStep, forward_ms: float, sampling_ms: float, step_ms: float) -> None:
         counters = self.counters
         counters.steps += 1
-        for chunk in chunks:
-            if chunk.is_decode:
-                counters.decode_tokens += 1
-            else:
-                counters.prefill_tokens += chunk.num_tokens
+        counters.decode_tokens += step.num_decode
+        counters.prefill_tokens += step.num_prefill
         counters.forward_ms += forward_ms
         counters.sampling_ms += sampling_ms
         counters.step_ms += step_ms
 
     # -- planning: who gets how many tokens, and the memory for them
+
+    def _next_step(self, jobs: list[Job], budget_ms: float) -> PlannedStep | None:
+        """The last step once more where that is all there is to do, else one that is planned anew; None if nobody can
+        have the memory that they need."""
+        step, self._repeatable = self._repeatable, None
+        if step is not None and step.jobs == jobs and all(self.memory.grow(c.task.sequence, 1) for c in step.chunks):
+            step.move_on()
+        else:
+            chunks = self._plan(jobs, budget_ms)
+            if not chunks:
+                return None
+            step = PlannedStep(jobs, chunks, self._token_rows, self.memory.block_tables)
+            step.peak_bytes = self._peak_bytes(step.batch)
+        if step.times_repeated % REPEATS_A_LESSON == 0:
+            step.predicted_ms = self._cost.predict(self.name, step.features)
+        return step
+
+    @staticmethod
+    def _is_repeatable(step: PlannedStep) -> bool:
+        """Whether its jobs, if none of their sequences ends with it, will want the same again: each decodes, and none
+        was left out."""
+        return step.times_repeated > 0 or (
+            step.is_decode and len(step.chunks) == sum(len(job.tasks) for job in step.jobs)
+        )
 
     def _plan(self, jobs: list[Job], budget_ms: float) -> list[Chunk]:
         candidates = list(self._candidates(jobs))
@@ -250,6 +259,12 @@ class LanguageWorkload:
                 chunks.append(Chunk(job, task, num_tokens, num_tokens == task.sequence.num_pending))
         chunks.sort(key=lambda chunk: chunk.task.sequence.slot)
         return chunks
+
+    def _peak_bytes(self, batch: ForwardBatch) -> int:
+        num_hidden = 0 if batch.hidden_rows is None else len(batch.hidden_rows)
+        return self._workspace.predict(
+            len(batch.input_ids), len(batch.logits_rows), num_hidden=num_hidden, num_layers=len(batch.hidden_layers)
+        )
 
     def _counts(
         self, candidates: list[tuple[Job, SequenceTask]], pending: list[Pending], budget_ms: float
@@ -339,44 +354,7 @@ class LanguageWorkload:
 
     # -- doing
 
-    def _batch(self, chunks: list[Chunk]) -> ForwardBatch:
-        input_ids, positions, rows = self._token_rows
-        logits_rows: list[int] = []
-        hidden_rows: list[int] = []
-        hidden_layers: tuple[int, ...] = ()
-        end = 0
-        for chunk in chunks:
-            task, sequence = chunk.task, chunk.task.sequence
-            start, end = end, end + chunk.num_tokens
-            first = sequence.num_computed
-            if chunk.num_tokens == 1:
-                input_ids[start] = sequence.token_ids[first]
-                positions[start] = first
-            else:
-                input_ids[start:end] = sequence.token_ids[first : first + chunk.num_tokens]
-                positions[start:end] = np.arange(first, first + chunk.num_tokens, dtype=np.int32)
-            rows[start:end] = sequence.slot
-            if chunk.reaches_end and task.sampling is not None:
-                logits_rows.append(end - 1)
-            if task.hidden_layers:
-                hidden_layers = task.hidden_layers
-                hidden_rows.extend(range(start, end))
-        return ForwardBatch(
-            input_ids=input_ids[:end],
-            positions=positions[:end],
-            sequence_index=rows[:end],
-            block_tables=self.memory.block_tables,
-            logits_rows=np.array(logits_rows, dtype=np.int32),
-            hidden_rows=np.array(hidden_rows, dtype=np.int32) if hidden_rows else None,
-            hidden_layers=hidden_layers,
-        )
-
-    def _sample(self, chunks: list[Chunk], result: ForwardResult) -> list[SampledToken]:
-        """One token for each chunk that wanted logits, in the order of the chunks."""
-        states = [c.task.sampling for c in chunks if c.reaches_end and c.task.sampling is not None]
-        return self._sampler.sample(result.logits, states) if states else []
-
-    def _advance(self, chunks: list[Chunk], result: ForwardResult, tokens: list[SampledToken]) -> None:
+    def _advance(self, chunks: Sequence[Chunk], result: ForwardResult, tokens: list[SampledToken]) -> None:
         """Give each sequence what the step computed for it, and end the jobs that are done."""
         now = time.monotonic()
         sampled = iter(tokens)
@@ -407,6 +385,7 @@ class LanguageWorkload:
             task.accept_token(token, now)
         if not task.is_done:
             return
+        self._repeatable = None
         if task.use_prefix_cache:
             self.memory.remember(task.sequence)
         self.memory.end(task.sequence)
@@ -416,11 +395,3 @@ class LanguageWorkload:
 
 def _rank(job: Job, task: SequenceTask) -> Rank:
     return (job.request.request_class, job.number, task.index)
-
-
-def _features(chunks: list[Chunk]) -> tuple[float, float, float, float]:
-    """What the cost of a step depends on: (1, decode tokens, prefill tokens, keys attended to)."""
-    num_decode = sum(1 for c in chunks if c.is_decode)
-    num_prefill = sum(c.num_tokens for c in chunks) - num_decode
-    context = sum(c.num_tokens * c.task.sequence.num_computed for c in chunks)
-    return (1.0, float(num_decode), float(num_prefill), float(context))

@@ -48,7 +48,8 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.file = MappedFile(path)
         header, data_start = _read_header(self.file)
-        header.pop("__metadata__", None)
+        self.metadata = _checked_metadata(self.file, header.pop("__metadata__", {}))
+        """What the writer said about the file, text by name."""
         self.tensors: dict[str, TensorEntry] = {
             name: _checked_entry(self.file, name, entry, data_start) for name, entry in header.items()
         }
@@ -91,6 +92,15 @@ def _read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
             "it is truncated or damaged"
         )
     return parse_json_object(file.path, file.buffer[8 : 8 + length]), 8 + length
+
+
+def _checked_metadata(file: MappedFile, metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict):
+        raise ModelFileError(f"{file.path}: __metadata__ is {metadata!r}; it must be an object of strings")
+    for name, value in metadata.items():
+        if not isinstance(value, str):
+            raise ModelFileError(f"{file.path}: __metadata__ entry {name!r} is {value!r}; it must be a string")
+    return metadata
 
 
 def _checked_entry(file: MappedFile, name: str, entry: Any, data_start: int) -> TensorEntry:

@@ -50,7 +50,7 @@ class Ticket:
         self.is_ended = False
         self.device_ms = 0.0
         self._sink = request.sink
-        self._last_events = LAST_EVENTS
+        self._last_events = frozenset(LAST_EVENTS)
         self._on_end = on_end
         self._on_told = on_told
         self._on_deaf = on_deaf
@@ -59,7 +59,7 @@ class Ticket:
     def give_to(self, workload: Workload) -> None:
         """Note whose request this is."""
         self.workload = workload
-        self._last_events = (*getattr(workload, "last_events", LAST_EVENTS), Failed)
+        self._last_events = frozenset((*getattr(workload, "last_events", LAST_EVENTS), Failed))
 
     def fail(self, error: BraidError) -> None:
         """End the request with `error`."""
@@ -70,7 +70,7 @@ class Ticket:
         if self.is_ended:
             _log.error("request %s has ended; a later %s is dropped", self.request.id, type(event).__name__)
             return
-        self.is_ended = isinstance(event, self._last_events)
+        self.is_ended = is_last = type(event) in self._last_events
         if self.is_ended:  # also where no workload ever had the request, and so nobody else ended its trace
             self.request.trace.end(error=event.code if isinstance(event, Failed) else None)
             self._on_end(self)
@@ -80,5 +80,5 @@ class Ticket:
             _log.exception("the sink of request %s failed", self.request.id)
             if not self.is_ended:
                 self._on_deaf(self)
-        if isinstance(event, self._last_events):
+        if is_last:
             self._on_told()

@@ -12,7 +12,15 @@ from braid.errors import CannotFit, MemoryPressure, RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
-from braid.llm_core.engine.messages import Encoded, Failed, Finished, SamplingParams, Started
+from braid.llm_core.engine.messages import (
+    CompletionEnd,
+    Encoded,
+    Failed,
+    Finished,
+    SamplingParams,
+    Started,
+    TextDelta,
+)
 from braid.llm_core.loading.checkpoint import open_checkpoint
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, KVSlabs
 from braid.llm_core.models.torch_model import TorchModel
@@ -100,6 +108,56 @@ def test_a_step_that_raises_advances_nobody(rigs: Any, model: TroubledModel) -> 
         model.fails = False
     run_all(rig)
     assert rig.outputs["a"].token_ids == expected.token_ids
+
+
+def test_a_step_that_only_decodes_is_repeated_without_planning_until_somebody_comes_or_ends(
+    rigs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {name: alone(rigs, prompt).logits for name, prompt in (("a", LONG), ("b", SHORT))}
+    rig = rigs(64)
+    planned_at: list[int] = []
+    plan = rig.workload._plan
+
+    def noted(*args: Any) -> Any:
+        planned_at.append(rig.workload.counters.steps)
+        return plan(*args)
+
+    monkeypatch.setattr(rig.workload, "_plan", noted)
+    rig.submit("a", LONG, use_prefix_cache=False)
+    for _ in range(5):
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    assert planned_at == [0, 1]  # the prompt, and the first token after it
+    rig.submit("b", SHORT, use_prefix_cache=False)
+    run_all(rig)
+    # step 5 has b's prompt, 6 its first decode, 10 its last token; 11 is a's first step alone again
+    assert planned_at == [0, 1, 5, 6, 11]
+    assert {name: rig.outputs[name].logits for name in expected} == expected
+
+
+def completions_of(rig: Rig, stop_token_ids: tuple[int, ...] = ()) -> tuple[list[list[int]], list[Any]]:
+    """The tokens of two completions of one request, and all of its events."""
+    token_ids: list[list[int]] = [[], []]
+    events: list[Any] = []
+    sampling = SamplingParams(n=2, max_tokens=20, ignore_eos=True, stop_token_ids=stop_token_ids)
+    rig.workload.admit(Request("two", GenerateParams(SHORT.token_ids, sampling, 3, 20), events.append), 0.0)
+    for _ in range(60):
+        if events and isinstance(events[-1], Finished | Failed):
+            break
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    for event in events:
+        if isinstance(event, TextDelta):
+            token_ids[event.index].extend(event.token_ids)
+    return token_ids, events
+
+
+def test_a_completion_that_ends_before_its_sibling_is_in_no_later_step(rigs: Any) -> None:
+    (first, second), _ = completions_of(rigs(64))
+    stop_at = next(i for i in range(3, 15) if first[i] not in first[:i] + second)
+    (shorter, other), events = completions_of(rigs(64), (first[stop_at],))
+    assert isinstance(events[-1], Finished)
+    assert shorter == first[:stop_at]
+    assert other == second
+    assert sorted(event.index for event in events if isinstance(event, CompletionEnd)) == [0, 1]
 
 
 def test_logits_that_are_not_finite_end_one_request_alone(rigs: Any, model: TroubledModel) -> None:
