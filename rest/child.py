@@ -16,14 +16,17 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 
 from braid.errors import BraidError
-from braid.llm_core.engine.failure import failed
+from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.handle import EngineHandle
-from braid.llm_core.engine.messages import CancelRequest, Event, Message, ShutdownRequest
+from braid.llm_core.engine.messages import CancelRequest, Encoded, EncodeRequest, Event, Message, ShutdownRequest
 from braid.rest.frames import FrameReader, ProtocolError, frame
+from braid.rest.result_files import ResultFiles
 
 logger = logging.getLogger("braid.engine")
 
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket", required=True, help="fd:N, or tcp:PORT with a token in the environment")
     parser.add_argument("--parent", type=int, required=True, help="process id of the parent")
     parser.add_argument("--generation", type=int, required=True, help="how many engines there were, this one included")
+    parser.add_argument("--files", type=Path, required=True, help="a folder to make for results that are large")
 
 
 def run_child(arguments: argparse.Namespace, build: Callable[[], EngineHandle]) -> int:
@@ -58,7 +62,7 @@ def run_child(arguments: argparse.Namespace, build: Callable[[], EngineHandle]) 
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole terminal or service; the parent decides
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(arguments.parent)
-    link = ChildLink(connect(arguments.socket))
+    link = ChildLink(connect(arguments.socket), ResultFiles(arguments.files))
     link.start_reading()
     try:
         engine = build()
@@ -69,14 +73,21 @@ def run_child(arguments: argparse.Namespace, build: Callable[[], EngineHandle]) 
     link.serve(engine)
     _exit_even_if_stuck()
     engine.close()
+    link.close()
     return 0
 
 
 class ChildLink:
-    """The connection to the parent: a reading thread, and `serve` on the caller's."""
+    """The connection to the parent: a reading thread, one that writes files, and `serve` on the caller's.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        files: where results go that are too large for the socket.
+    """
+
+    def __init__(self, sock: socket.socket, files: ResultFiles) -> None:
         self._socket = sock
+        self._files = files
+        self._file_writer = ThreadPoolExecutor(1, thread_name_prefix="braid-link-files")
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(list[Message]).decode
         self._requests: queue.Queue[Message | None] = queue.Queue(MAX_WAITING_REQUESTS)
@@ -96,6 +107,11 @@ class ChildLink:
                 self.send(events)
             except OSError:
                 return  # the parent is gone; the reader sees it too
+
+    def close(self) -> None:
+        """Remove what nobody has read."""
+        self._file_writer.shutdown(cancel_futures=True)
+        self._files.close()
 
     def send(self, events: Sequence[Event]) -> None:
         """Write events in one frame; what cannot travel ends its own request only.
@@ -161,10 +177,24 @@ class ChildLink:
             engine.cancel(message.id, message.reason)
             return
         try:
-            engine.submit(message, self._events.put)
+            engine.submit(message, self._take_encoding if isinstance(message, EncodeRequest) else self._events.put)
         except Exception:  # one request must not end the process and with it all others
             logger.exception("request %s could not be submitted", message.id)
             self._events.put(failed(message.id, BraidError("the engine could not take this request")))
+
+    def _take_encoding(self, event: Event) -> None:
+        """Called on the engine's thread, which a file must not hold up, nor the events of the others."""
+        if isinstance(event, Encoded):
+            self._file_writer.submit(self._write_file, event)
+        else:
+            self._events.put(event)
+
+    def _write_file(self, event: Encoded) -> None:
+        try:
+            self._events.put(self._files.write(event))
+        except Exception as error:
+            logger.exception("the result of request %s could not be written", event.request_id)
+            self._events.put(failed(event.request_id, as_braid_error(error, f"writing {event.request_id}")))
 
 
 def connect(address: str) -> socket.socket:

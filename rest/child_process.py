@@ -9,10 +9,13 @@ import asyncio
 import hmac
 import os
 import secrets
+import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from braid.rest.child import TOKEN_VARIABLE
 
@@ -26,6 +29,8 @@ class ChildProcess:
 
     process: subprocess.Popen[bytes]
     generation: int
+    files: Path
+    """The folder that the process makes for large results, once it has one."""
     sock: socket.socket | None = None
     listener: socket.socket | None = None
     token: bytes = b""
@@ -42,19 +47,24 @@ class ChildProcess:
         with self.listener:
             return await asyncio.wait_for(_accept(self.listener, self.token), CONNECT_TIMEOUT_S)
 
+    def remove_files(self) -> None:
+        """Remove what an ended process has left; it may have been killed."""
+        shutil.rmtree(self.files, ignore_errors=True)
+
 
 def start_child(command: Sequence[str], generation: int, *, use_tcp: bool | None = None) -> ChildProcess:
-    """Spawn a child; the socket's address, our id and the generation are appended to the command.
+    """Spawn a child; the socket's address, our id, the generation and a folder are appended to the command.
 
     Args:
         use_tcp: a loopback connection with a token instead of a Unix socket pair; None is where there is no such pair.
     """
     use_tcp = not hasattr(socket, "AF_UNIX") if use_tcp is None else use_tcp
-    command = [*command, "--parent", str(os.getpid()), "--generation", str(generation)]
-    return _start_tcp(command, generation) if use_tcp else _start_pair(command, generation)
+    files = Path(tempfile.gettempdir(), f"braid-engine-{secrets.token_hex(16)}")
+    command = [*command, "--parent", str(os.getpid()), "--generation", str(generation), "--files", str(files)]
+    return (_start_tcp if use_tcp else _start_pair)(command, generation, files)
 
 
-def _start_pair(command: Sequence[str], generation: int) -> ChildProcess:
+def _start_pair(command: Sequence[str], generation: int, files: Path) -> ChildProcess:
     ours, theirs = socket.socketpair()
     with theirs:
         address = f"fd:{theirs.fileno()}"
@@ -62,10 +72,10 @@ def _start_pair(command: Sequence[str], generation: int) -> ChildProcess:
             [*command, "--socket", address], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
         )
     ours.setblocking(False)
-    return ChildProcess(process, generation, sock=ours)
+    return ChildProcess(process, generation, files, sock=ours)
 
 
-def _start_tcp(command: Sequence[str], generation: int) -> ChildProcess:
+def _start_tcp(command: Sequence[str], generation: int, files: Path) -> ChildProcess:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     token = secrets.token_bytes(NUM_TOKEN_BYTES)
@@ -74,7 +84,7 @@ def _start_tcp(command: Sequence[str], generation: int) -> ChildProcess:
         env={**os.environ, TOKEN_VARIABLE: token.hex()},
         stdin=subprocess.DEVNULL,
     )
-    return ChildProcess(process, generation, listener=listener, token=token)
+    return ChildProcess(process, generation, files, listener=listener, token=token)
 
 
 async def _accept(listener: socket.socket, token: bytes) -> socket.socket:

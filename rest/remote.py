@@ -1,7 +1,8 @@
 """An engine in another process, as an `EngineHandle` on the event loop of this one.
 
-Requests go out as frames of msgpack, events come back in frames of many. All methods are called on the event loop, and
-so are the requests' `on_event`. When the connection ends, every open request ends with `engine_died`.
+Requests go out as frames of msgpack, events come back in frames of many. Hidden states come as files: whoever asked for
+them reads and removes them with `result_files.read_result`. All methods are called on the event loop, and so are the
+requests' `on_event`. When the connection ends, every open request ends with `engine_died`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from braid.llm_core.engine.failure import RequestFailed, failed
 from braid.llm_core.engine.handle import OnEvent, Submission
 from braid.llm_core.engine.messages import (
     CancelRequest,
+    Encoded,
     EngineReady,
     Event,
     Failed,
@@ -27,6 +29,7 @@ from braid.llm_core.engine.messages import (
 from braid.rest.errors import BodyTooLarge
 from braid.rest.exchange import LAST_EVENTS
 from braid.rest.frames import FrameReader, ProtocolError, frame
+from braid.rest.result_files import discard_result
 
 logger = logging.getLogger("braid.rest")
 
@@ -162,6 +165,8 @@ class RemoteEngine(asyncio.Protocol):
             on_event = self._sinks.pop(event.request_id, None) if is_last else self._sinks.get(event.request_id)
             if on_event is not None:
                 on_event(event)
+            elif isinstance(event, Encoded):
+                discard_result(event)
 
     def _message(self, message: Message) -> bytes:
         return frame(self._encode((message,)))

@@ -167,6 +167,7 @@ class Supervisor:
             else:
                 remote.close()
             code = await _exit_code(child.process, self._restarts.exit_timeout_s)
+            await asyncio.to_thread(child.remove_files)
             self._child = None
             self._tell_end(code)
 

@@ -148,7 +148,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag_field="event", 
 class Encoded(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="encoded"):
     """Hidden states of an `EncodeRequest`; the last event of it. In one process `hidden_states` is a tensor
     (num_prompts, length, hidden_size, num_layers) and `attention_mask` (num_prompts, length); across processes they
-    are written to `path` (safetensors with those two names) and the fields are None."""
+    are written to `path` (safetensors with those two names) and the fields are None; whoever reads the file removes
+    it, and it goes with its engine."""
 
     request_id: str
     hidden_states: Any = None

@@ -36,6 +36,7 @@ from braid.rest.child_process import ChildProcess, start_child
 from braid.rest.exchange import LAST_EVENTS
 from braid.rest.frames import frame
 from braid.rest.remote import RemoteEngine
+from braid.rest.result_files import ResultFiles
 from braid.rest.supervisor import Restarts, Supervisor
 
 CHILD = [sys.executable, str(Path(__file__).with_name("scripted_child.py"))]
@@ -151,7 +152,7 @@ def test_a_request_above_the_frame_limit_is_refused_alone() -> None:
     with_engine(body)
 
 
-def test_events_above_the_frame_limit_are_sent_apart_and_one_alone_ends_its_request() -> None:
+def test_events_above_the_frame_limit_are_sent_apart_and_one_alone_ends_its_request(tmp_path: Path) -> None:
     async def run() -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -164,7 +165,7 @@ def test_events_above_the_frame_limit_are_sent_apart_and_one_alone_ends_its_requ
             *(TextDelta("halves", 0, half), TextDelta("halves", 0, half), Finished("halves", usage)),
             *(TextDelta("whole", 0, half + half), Finished("whole", usage), Finished("small", usage)),
         ]
-        await asyncio.to_thread(ChildLink(theirs).send, events)
+        await asyncio.to_thread(ChildLink(theirs, ResultFiles(tmp_path)).send, events)
         assert isinstance(await sinks["halves"].ended, Finished)
         assert len(sinks["halves"].text) == 34 << 20
         assert isinstance(await sinks["whole"].ended, Failed)
