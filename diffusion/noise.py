@@ -1,8 +1,8 @@
 """Where a job's noise comes from: seeded generators, or draws that were recorded.
 
-Three sequences, each with its own place: `shared` (the user's seed: initial noise of every stage and stream, in order,
-and ancestral draws), and the two of res_2s. A source can say where its sequences are and be put back there, so a job
-goes on after a restart with the bits that it would have drawn.
+Three sequences, each with its own place: the initial noise of every stage and stream, in order, from the user's seed;
+and what samplers draw for steps and for midpoints, which starts again with every stage. A source can say where its
+sequences are and be put back there, so a job goes on after a restart with the bits that it would have drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from braid.errors import InvalidRequest
 
 OFFICIAL_STEP_SEED = -1
-"""The official pipelines never give res_2s the user's seed: its noise is the same in every run of one shape."""
+"""The official pipelines never give samplers the user's seed: their noise is the same in every run of one shape."""
 SUBSTEP_SEED_OFFSET = 10_000
 
 
@@ -25,7 +25,7 @@ SUBSTEP_SEED_OFFSET = 10_000
 class NoiseState:
     """How far each sequence of a source has been drawn; opaque tensors that only the same kind of source can read."""
 
-    shared: Tensor
+    initial: Tensor
     step: Tensor
     substep: Tensor
 
@@ -38,7 +38,7 @@ class NoiseSource(Protocol):
         ...
 
     def ancestral(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Standard normal for a step of ancestral sampling."""
+        """Standard normal for a step of ancestral sampling: the sequence of `step`, drawn plainly."""
         ...
 
     def step(self, shape: Sequence[int], *, device: torch.device) -> Tensor:
@@ -50,7 +50,7 @@ class NoiseSource(Protocol):
         ...
 
     def begin_stage(self) -> None:
-        """A sampler starts from its first sigma: the two sequences of res_2s start again, the shared one goes on."""
+        """A sampler starts from its first sigma: its two sequences start again, that of initial noise goes on."""
         ...
 
     def state(self) -> NoiseState: ...
@@ -62,7 +62,8 @@ class NoiseSource(Protocol):
 class NoiseSeeds:
     """The seeds of the three sequences. The defaults of the last two are the official ones."""
 
-    shared: int
+    initial: int
+    """The user's seed."""
     step: int = OFFICIAL_STEP_SEED
     substep: int | None = None
     """None is 10,000 after `step`."""
@@ -72,21 +73,21 @@ class SeededNoise:
     """Noise from three torch generators.
 
     Args:
-        seeds: an int is the user's seed, with the official seeds of res_2s.
+        seeds: an int is the user's seed, with the official seeds of samplers.
         device: of the generators. The CPU draws the same for every machine; a GPU draws other numbers for a seed.
     """
 
     def __init__(self, seeds: NoiseSeeds | int, *, device: torch.device | str = "cpu") -> None:
         self._seeds = NoiseSeeds(seeds) if isinstance(seeds, int) else seeds
-        self._shared, self._step, self._substep = (torch.Generator(device) for _ in range(3))
-        self._shared.manual_seed(self._seeds.shared)
+        self._initial, self._step, self._substep = (torch.Generator(device) for _ in range(3))
+        self._initial.manual_seed(self._seeds.initial)
         self.begin_stage()
 
     def initial(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return _randn(self._shared, shape, dtype).to(device)
+        return _randn(self._initial, shape, dtype).to(device)
 
     def ancestral(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return _randn(self._shared, shape, dtype).to(device)
+        return _randn(self._step, shape, dtype).to(device)
 
     def step(self, shape: Sequence[int], *, device: torch.device) -> Tensor:
         return normalised(_randn(self._step, shape, torch.float64)).to(device)
@@ -100,10 +101,10 @@ class SeededNoise:
         self._substep.manual_seed(step + SUBSTEP_SEED_OFFSET if substep is None else substep)
 
     def state(self) -> NoiseState:
-        return NoiseState(self._shared.get_state(), self._step.get_state(), self._substep.get_state())
+        return NoiseState(self._initial.get_state(), self._step.get_state(), self._substep.get_state())
 
     def restore(self, state: NoiseState) -> None:
-        self._shared.set_state(state.shared)
+        self._initial.set_state(state.initial)
         self._step.set_state(state.step)
         self._substep.set_state(state.substep)
 
@@ -112,24 +113,24 @@ class RecordedNoise:
     """Draws given beforehand, each sequence in the order in which it is drawn over the whole job.
 
     Args:
-        shared: initial and ancestral draws.
-        step: draws for steps of res_2s, all stages one after the other, already normalised.
-        substep: the same for its midpoints.
+        initial: standard normal, stage by stage, video before audio.
+        step: draws for the steps of all stages; those of res_2s are normalised already.
+        substep: the same for the midpoints of res_2s.
     Raises:
         InvalidRequest: on a draw that was not recorded, or has another shape.
     """
 
     def __init__(
-        self, shared: Sequence[Tensor] = (), *, step: Sequence[Tensor] = (), substep: Sequence[Tensor] = ()
+        self, initial: Sequence[Tensor] = (), *, step: Sequence[Tensor] = (), substep: Sequence[Tensor] = ()
     ) -> None:
-        self._draws = {"shared": tuple(shared), "step": tuple(step), "substep": tuple(substep)}
+        self._draws = {"initial": tuple(initial), "step": tuple(step), "substep": tuple(substep)}
         self._num_drawn = dict.fromkeys(self._draws, 0)
 
     def initial(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self._next("shared", shape).to(device, dtype)
+        return self._next("initial", shape).to(device, dtype)
 
     def ancestral(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self._next("shared", shape).to(device, dtype)
+        return self._next("step", shape).to(device, dtype)
 
     def step(self, shape: Sequence[int], *, device: torch.device) -> Tensor:
         return self._next("step", shape).to(device, torch.float64)

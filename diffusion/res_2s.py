@@ -77,8 +77,9 @@ def res_2s(
     options: Res2sOptions = OFFICIAL,
 ) -> Sampler:
     """Two evaluations a step; with a last sigma of 0, one more at `LAST_SIGMA`, whose estimate is the result."""
-    levels = checked_sigmas(_with_last_step(sigmas))
-    ends_clean = levels[-1] == 0
+    levels = _with_last_step(sigmas.cpu())
+    checked_sigmas(levels)
+    ends_clean = bool(levels[-1] == 0)
     num_steps = len(levels) - 2 if ends_clean else len(levels) - 1
     if state is None:
         noise.begin_stage()
@@ -92,20 +93,20 @@ def res_2s(
         yield state
     if not ends_clean:
         return state.latents
-    denoised = yield from _evaluate(state.latents, levels[num_steps], num_steps, streams)
+    denoised = yield from _evaluate(state.latents, float(levels[num_steps]), num_steps, streams)
     return denoised.map(lambda x: x.to(options.model_dtype))
 
 
 def _step(
     latents: AudioVideo[Tensor],
-    levels: list[float],
+    levels: Tensor,
     step: int,
     streams: AudioVideo[LatentState],
     noise: NoiseSource,
     options: Res2sOptions,
 ) -> Generator[Evaluation, Answer, AudioVideo[Tensor]]:
     """From levels[step] to the next one."""
-    sigma, sigma_next = levels[step], levels[step + 1]
+    sigma, sigma_next = float(levels[step]), float(levels[step + 1])
     h = -math.log(sigma_next / sigma)
     midpoint = math.sqrt(sigma * sigma_next)
     weights = coefficients(h)
@@ -114,7 +115,8 @@ def _step(
 
     first = (yield from _evaluate(latents, sigma, step, streams)).map(Tensor.double)
     middles = each(lambda anchor, d1: anchor + reach * (d1 - anchor), anchors, first)
-    to_midpoint = _Noising(sigma, midpoint, options.substep_eta, options.is_legacy)
+    middle_levels = torch.tensor([sigma, midpoint], dtype=torch.float64)
+    to_midpoint = _Noising(middle_levels, options.substep_eta, options.is_legacy)
     middles = each(to_midpoint, anchors, middles, streams, _draws(noise.substep, middles))
     if h < _BONG_MAX_H and sigma > _BONG_MIN_SIGMA:
         pull = partial(_pulled_anchor, reach=reach, iterations=options.bong_iterations)
@@ -128,7 +130,7 @@ def _step(
         first,
         second,
     )
-    to_end = _Noising(sigma, sigma_next, options.eta, options.is_legacy)
+    to_end = _Noising(levels[step : step + 2], options.eta, options.is_legacy)
     ends = each(to_end, anchors, ends, streams, _draws(noise.step, ends))
     return ends.map(lambda x: x.to(options.model_dtype))
 
@@ -153,27 +155,29 @@ def _pulled_anchor(anchor: Tensor, middle: Tensor, d1: Tensor, *, reach: float, 
 
 @dataclass(frozen=True, slots=True)
 class _Noising:
-    """A step to `sigma_next` whose end is partly replaced by noise, and then blended with what is held."""
+    """A step whose end is partly replaced by noise, and then blended with what is held."""
 
-    sigma: float
-    sigma_next: float
+    levels: Tensor
+    """(2,) from and to which sigma, on the CPU: asking a device whether one of them is 0 would wait for it.
+
+    Coefficients are rounded in its dtype: officially that of the schedule for whole steps, float64 for midpoints.
+    """
     eta: float
     is_legacy: bool
 
     def __call__(self, anchor: Tensor, end: Tensor, stream: LatentState, noise: Tensor) -> Tensor:
-        """All float64 (B, T, C): `anchor` at sigma, `end` where the deterministic step would lead."""
+        """All float64 (B, T, C): `anchor` at the first sigma, `end` where the deterministic step would lead."""
+        sigma, sigma_next = self.levels
         if self.is_legacy:
-            # numbers stay on the CPU: asking a device whether one of them is 0 would wait for it
-            sigma, sigma_next = torch.tensor([self.sigma, self.sigma_next], dtype=torch.float64)
             return blend_clean(noised(anchor, end, sigma, sigma_next, noise, self.eta), stream)
         mask = stream.denoise_mask.double()
-        return noised(anchor, end, mask * self.sigma, mask * self.sigma_next, noise, self.eta)
+        return noised(anchor, end, mask * float(sigma), mask * float(sigma_next), noise, self.eta)
 
 
 def noised(anchor: Tensor, end: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor, eta: float) -> Tensor:
     """The end of a straight step from sigma to sigma_next, with noise of level eta * sigma_next for its own.
 
-    Sigmas are scalars or (B, T, 1), all float64. As in the official code nothing is noised where any of the levels is
+    Sigmas are scalars or (B, T, 1). As in the official code nothing is noised where any of the levels is
     0: one token that is held exactly keeps its whole stream from noise, in the mode with a sigma for each token.
     """
     sigma_up = torch.minimum(sigma_next * eta, sigma_next * _MAX_NOISE)

@@ -28,6 +28,8 @@ from braid.diffusion.sampling_state import (
 
 Streams = AudioVideo[LatentState]
 
+_EPS = torch.finfo(torch.float32).eps
+
 
 def euler(state: SamplerState | None, sigmas: Tensor, streams: Streams) -> Sampler:
     """The plain first-order step; with a last sigma of 0 it ends on the last estimate."""
@@ -162,14 +164,25 @@ def _cfg_pp_step(
     sigma_next: float,
     eta: float,
 ) -> Tensor:
-    """The ancestral split of sigma_next is that of the variance-exploding process, whose level is sigma / (1 - sigma).
-
-    Written with the ratio of those levels, so that it holds at sigma 1 too, where they are infinite.
-    """
     x, x0 = _fine(latents), _fine(denoised)
-    ratio = sigma_next * (1 - sigma) / ((1 - sigma_next) * sigma)
-    sigma_up = sigma_next * min(1.0, eta * math.sqrt(max(1 - ratio**2, 0.0)))
-    sigma_down = math.sqrt(max(sigma_next**2 - sigma_up**2, 0.0))
+    sigma_down, sigma_up = _rescaled_split(sigma, sigma_next, eta)
     direction = (x - (1 - sigma) * _fine(unconditional)) / sigma
     x = (1 - sigma_next) * x0 + sigma_down * direction
     return (x if noise is None else x + _fine(noise) * sigma_up).to(latents.dtype)
+
+
+def _rescaled_split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """How much of sigma_next stays, and how much is fresh noise, split where levels are sigma / (1 - sigma).
+
+    In float32 as the official code does it: near sigma 1 the part that stays is mostly its rounding.
+    """
+    alpha, alpha_next = (1 - _float32(sigma)).clamp(min=_EPS), (1 - _float32(sigma_next)).clamp(min=_EPS)
+    level, level_next = _float32(sigma) / alpha, _float32(sigma_next) / alpha_next
+    fresh = eta * (level_next**2 * (level**2 - level_next**2) / level**2).sqrt()
+    up = torch.minimum(level_next, fresh)
+    down = (level_next**2 - up**2).sqrt()
+    return float(alpha_next * down), float(alpha_next * up)
+
+
+def _float32(number: float) -> Tensor:
+    return torch.tensor(number, dtype=torch.float32)
