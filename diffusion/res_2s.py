@@ -55,17 +55,17 @@ OFFICIAL = Res2sOptions()
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Of the two stages of a step of length h in -log(sigma), with its midpoint halfway."""
+    """Of the two stages of a step of length h in -log(sigma), its midpoint at c2 of it."""
 
     a21: float
     b1: float
     b2: float
 
 
-def coefficients(h: float) -> Coefficients:
-    """Source: exponential Runge-Kutta of order 2, c2 = 1/2; below h of 1e-5 or so phi_2 has lost its digits."""
-    b2 = _phi(2, -h) / _MIDPOINT
-    return Coefficients(a21=_MIDPOINT * _phi(1, -h * _MIDPOINT), b1=_phi(1, -h) - b2, b2=b2)
+def coefficients(h: float, c2: float = _MIDPOINT) -> Coefficients:
+    """Source: exponential Runge-Kutta of order 2; below h of 1e-5 or so phi_2 has lost its digits, officially too."""
+    b2 = _phi(2, -h) / c2
+    return Coefficients(a21=c2 * _phi(1, -h * c2), b1=_phi(1, -h) - b2, b2=b2)
 
 
 def res_2s(
@@ -180,14 +180,20 @@ def noised(anchor: Tensor, end: Tensor, sigma: Tensor, sigma_next: Tensor, noise
     Sigmas are scalars or (B, T, 1). As in the official code nothing is noised where any of the levels is
     0: one token that is held exactly keeps its whole stream from noise, in the mode with a sigma for each token.
     """
-    sigma_up = torch.minimum(sigma_next * eta, sigma_next * _MAX_NOISE)
+    scale, sigma_down, sigma_up = noise_split(sigma_next, eta)
     if (sigma_up == 0).any():
         return end
-    remaining = (sigma_next**2 - sigma_up**2).clamp(min=0).sqrt()
-    scale = (1 - sigma_next) + remaining
     direction = (anchor - end) / (sigma - sigma_next)
     denoised = anchor - sigma * direction
-    return scale * (denoised + remaining / scale * direction) + sigma_up * noise
+    return scale * (denoised + sigma_down * direction) + sigma_up * noise
+
+
+def noise_split(sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How a level is made of less: (scale, sigma_down, sigma_up), x = scale * x_down + sigma_up * noise."""
+    sigma_up = torch.minimum(sigma_next * eta, sigma_next * _MAX_NOISE)
+    remaining = (sigma_next**2 - sigma_up**2).clamp(min=0).sqrt()
+    scale = (1 - sigma_next) + remaining
+    return scale, remaining / scale, sigma_up
 
 
 def _draws(draw: Callable[..., Tensor], tensors: AudioVideo[Tensor]) -> AudioVideo[Tensor]:

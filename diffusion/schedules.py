@@ -15,10 +15,10 @@ Precision = Literal["official", "exact", "auto"]
 
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 """Stage 1 of distilled checkpoints."""
-REFINEMENT_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
-"""Stage 2 of every two-stage pipeline."""
-TILED_REFINEMENT_SIGMAS = (0.625, 0.4, 0.0)
-"""Stage 2 where it is spread over several devices."""
+STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
+"""Stage 2 of every pipeline that has one."""
+TILED_STAGE_2_SIGMAS = (0.625, 0.4, 0.0)
+"""Stage 2 where its picture is spread over several devices."""
 
 _MAX_OFFICIAL_ERROR = 0.01
 
@@ -93,3 +93,8 @@ class ShiftedSchedule:
         else:
             sigmas = 1 - (1 - self.terminal) * (odds / last) * (1 + last * shrink) / (1 + odds * shrink)
         return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def ltx2_sigmas(num_steps: int, num_tokens: int | None = None) -> Tensor:
+    """The released schedule; arguments and errors as of `ShiftedSchedule.sigmas`."""
+    return ShiftedSchedule().sigmas(num_steps, num_tokens)
