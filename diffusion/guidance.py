@@ -101,7 +101,7 @@ class GuidancePlan:
 class GuidanceMemory:
     """The last guided estimate of each stream, for steps that are skipped. A part of a job's checkpoint."""
 
-    last: AudioVideo[Tensor] = field(default_factory=AudioVideo[Tensor])
+    last: AudioVideo[Tensor] = field(default_factory=AudioVideo)
 
     def plan(
         self, guidance: AudioVideo[Guidance], step_index: int, *, needs_unconditional: bool = False

@@ -94,7 +94,7 @@ def euler_cfg_pp(
         if sigma_next == 0:
             latents = denoised
         else:
-            draws = each(partial(_ancestral_draw, noise), state.latents) if eta > 0 else AudioVideo[Tensor]()
+            draws = each(partial(_ancestral_draw, noise), state.latents) if eta > 0 else AudioVideo()
             move = partial(_cfg_pp_step, sigma=sigma, sigma_next=sigma_next, eta=eta)
             latents = blended(each(move, state.latents, denoised, answer.unconditional, draws), streams)
         state = SamplerState(step + 1, latents, noise=noise.state())

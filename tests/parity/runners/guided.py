@@ -1,0 +1,114 @@
+"""Guidance: how estimates are combined, and a guided evaluation of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from braid.diffusion.guidance import Guidance, GuidanceMemory, Pass, combine
+from braid.diffusion.latents import AudioVideo, each
+from braid.diffusion.models.ltx2.transformer import (
+    ISOLATED,
+    UNPERTURBED,
+    LTX2Transformer,
+    Perturbation,
+    Stream,
+    denoised,
+)
+from braid.tests.parity.cases import Case
+from braid.tests.parity.comparison import Comparison
+from braid.tests.parity.runners.dit import load_transformer
+from braid.tests.parity.runners.sampling import MODALITIES, by_name, compare_all, tolerance
+
+COMBINE_TOLERANCE = 1e-5
+BF16_ULP = 2.0**-8
+"""Of the largest value: sums of float32 that differ in their last bit may round to neighbours."""
+NETWORK_TOLERANCE = 2e-4
+ESTIMATES = {
+    Pass.CONDITIONAL: "in.cond",
+    Pass.UNCONDITIONAL: "in.uncond_text",
+    Pass.PERTURBED: "in.uncond_perturbed",
+    Pass.ISOLATED: "in.uncond_modality",
+}
+Tensors = Mapping[str, Tensor]
+
+
+def read_guidance(params: Mapping[str, Any]) -> Guidance:
+    return Guidance(
+        guidance_scale=params["cfg_scale"],
+        stg_scale=params["stg_scale"],
+        stg_blocks=tuple(params["stg_blocks"] or ()),
+        modality_scale=params["modality_scale"],
+        rescale=params["rescale_scale"],
+        skip_step=params["skip_step"],
+    )
+
+
+def run_combine(case: Case) -> Iterator[Comparison]:
+    tensors = case.tensors()
+    estimates = {kind: tensors[name] for kind, name in ESTIMATES.items() if name in tensors}
+    halves = {kind: estimate.bfloat16() for kind, estimate in estimates.items()}
+    for name, params in case.info["params"].items():
+        guidance = read_guidance(params)
+        allowed = tolerance(case, COMBINE_TOLERANCE)
+        yield Comparison(f"out.{name}", combine(guidance, estimates), tensors[f"out.{name}"], allowed)
+        if f"out_bf16.{name}" in tensors:
+            expected = tensors[f"out_bf16.{name}"]
+            allowed = float(expected.abs().max()) * BF16_ULP
+            yield Comparison(f"out_bf16.{name}", combine(guidance, halves), expected, allowed)
+
+
+def make_stream(tensors: Tensors, name: str, sigma: Tensor, *, is_negative: bool) -> Stream | None:
+    if f"in.{name}.latent" not in tensors:
+        return None
+    latents = tensors[f"in.{name}.latent"]
+    return Stream(
+        latents=latents,
+        sigma=sigma.expand(latents.shape[0]),
+        timesteps=tensors[f"in.{name}.denoise_mask"] * sigma,
+        positions=tensors[f"in.{name}.positions"],
+        context=tensors[f"in.{name}.{'negative_context' if is_negative else 'context'}"],
+        attention_mask=tensors.get(f"in.{name}.attention_mask"),
+    )
+
+
+def perturbation(kind: Pass, guidance: AudioVideo[Guidance]) -> Perturbation:
+    if kind is Pass.PERTURBED:
+        blocks = guidance.map(lambda part: part.stg_blocks)
+        return Perturbation(video_self_attention=blocks.video or (), audio_self_attention=blocks.audio or ())
+    return ISOLATED if kind is Pass.ISOLATED else UNPERTURBED
+
+
+def estimates_of(
+    model: LTX2Transformer, streams: AudioVideo[Stream], kind: Pass, guidance: AudioVideo[Guidance]
+) -> AudioVideo[Tensor]:
+    velocities = model.forward(streams, perturbation(kind, guidance))
+    return each(lambda stream, velocity: denoised(stream.latents, stream.timesteps, velocity), streams, velocities)
+
+
+def run_guided(case: Case) -> Iterator[Comparison]:
+    """Every pass, the guided estimate, and the plain one: the conditional pass alone."""
+    tensors, step_index = case.tensors(), int(case.info["step_index"])
+    model, sigma = load_transformer(case), tensors["in.sigmas"][step_index]
+    guidance = AudioVideo(
+        *(read_guidance(case.info[f"{name}_params"]) if f"in.{name}.latent" in tensors else None for name in MODALITIES)
+    )
+    plan = GuidanceMemory().plan(guidance, step_index)
+    found: dict[Pass, AudioVideo[Tensor]] = {}
+    for kind in plan.passes:
+        is_negative = kind is Pass.UNCONDITIONAL
+        streams = AudioVideo(*(make_stream(tensors, name, sigma, is_negative=is_negative) for name in MODALITIES))
+        found[kind] = estimates_of(model, streams, kind, guidance)
+    ours: dict[str, Tensor] = {}
+    for kind, estimates in found.items():
+        ours |= {f"out.{name}.{kind.value}": estimate for name, estimate in by_name(estimates).items()}
+    ours |= {f"out.simple.{name}": estimate for name, estimate in by_name(found[Pass.CONDITIONAL]).items()}
+    for name, part in zip(MODALITIES, (guidance.video, guidance.audio), strict=True):
+        if part is not None:
+            ours[f"out.{name}.denoised"] = combine(part, {kind: by_name(pair)[name] for kind, pair in found.items()})
+    yield from compare_all(tensors, ours, tolerance(case, NETWORK_TOLERANCE))
+
+
+RUNNERS = {"guidance combine": run_combine, "guided denoiser": run_guided}
