@@ -96,7 +96,9 @@ class Completion:
             self._end("stop")
             return
         self.sequence.token_ids.append(token.token_id)
-        text, stopped = self._stop_strings.push(self._detokenizer.push(token.token_id))
+        text, stopped = self._detokenizer.push(token.token_id), False
+        if self.num_generated > self._params.sampling.min_tokens:
+            text, stopped = self._stop_strings.push(text)
         self._emit(text, token)
         if stopped:
             self._end("stop", flush=False)

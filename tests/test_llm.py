@@ -115,6 +115,17 @@ def test_min_tokens_keeps_the_text_from_ending(llm: LLM) -> None:
     assert llm.chat(FRANCE, SamplingParams(temperature=0, max_tokens=40, min_tokens=20)).usage.completion_tokens >= 20
 
 
+def test_min_tokens_holds_off_stop_strings_too(llm: LLM) -> None:
+    prompt = "One, two, three,"
+    free = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=24)).texts[0]
+    at_once = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=24, stop=(",",))).texts[0]
+    later = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=24, stop=(",",), min_tokens=6)).texts[0]
+    assert at_once.finish_reason == later.finish_reason == "stop"
+    assert len(at_once.token_ids) < 6 < len(later.token_ids)
+    assert free.text.startswith(later.text + ",")
+    assert "," in later.text
+
+
 def test_many_requests_at_once_give_what_each_gives_alone(llm: LLM) -> None:
     prompts = [f"Story number {i}:" for i in range(20)]
     sampling = SamplingParams(seed=11, max_tokens=8)

@@ -29,6 +29,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_tokens: int | None = None
     """None goes on to the end of the context."""
     min_tokens: int = 0
+    """The first so many tokens of the answer are none that end it, and stop strings are looked for behind them only."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False
