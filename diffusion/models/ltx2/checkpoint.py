@@ -53,11 +53,6 @@ class UpsamplerFile:
     """In each direction of space; 1 for one that only enlarges time."""
     time_scale: int
 
-    @property
-    def config(self) -> Mapping[str, object]:
-        """Official."""
-        return self.section.values
-
     def weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """By official name, checked.
 
@@ -103,9 +98,9 @@ class LTX2Checkpoint:
         if upsampler and self.upsampler is None:
             raise ModelFileError(f"{self.path} was opened without a latent upsampler, which a second stage needs")
 
-    def section(self, part: Part) -> Mapping[str, object]:
+    def section(self, part: Part) -> Section:
         """The official config section that describes a part."""
-        return self.config.section(SECTIONS[part]).values
+        return self.config.section(SECTIONS[part])
 
     def transformer_config(self) -> TransformerConfig:
         """Of the streams that the file has."""
