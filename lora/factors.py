@@ -204,30 +204,26 @@ def _merge_scaled(
     assert stored.scale is not None and out.scale is not None
     device = out.weight.device
     scales = stored.scale.to(device).flatten()
+    is_changed = [len(scales) == 1 or part.module in factors for part in layout.parts]  # each with a scale of its own
     largest = torch.zeros_like(scales)
     for block in blocks(layout, factors, device):
-        group = _scale_group(block, scales)
+        group = block.part if len(scales) > 1 else 0
         yield stored.weight[block.rows].nbytes
         values = _scaled_values(stored, block, layout, factors, scales[group], device)
         if values.numel():
             largest[group] = torch.maximum(largest[group], values.abs().amax())
     largest = layout.over_all_shards(largest)
     multipliers = torch.where(largest == 0, 1.0, FP8_MAX / largest)
-    new_scales = scales.clone()
     for block in blocks(layout, factors, device):
-        group = _scale_group(block, scales)
+        group = block.part if len(scales) > 1 else 0
         yield stored.weight[block.rows].nbytes
-        if len(scales) > 1 and layout.parts[block.part].module not in factors:
+        if is_changed[block.part]:
+            values = _scaled_values(stored, block, layout, factors, scales[group], device)
+            out.weight[block.rows] = (values * multipliers[group]).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        else:
             out.weight[block.rows] = stored.weight[block.rows].to(device)
-            continue
-        values = _scaled_values(stored, block, layout, factors, scales[group], device)
-        out.weight[block.rows] = (values * multipliers[group]).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-        new_scales[group] = multipliers[group].reciprocal()
-    out.scale.copy_(new_scales.view_as(out.scale))
-
-
-def _scale_group(block: Block, scales: Tensor) -> int:
-    return block.part if len(scales) > 1 else 0
+    is_new = torch.tensor(is_changed[: len(scales)], device=device)
+    out.scale.copy_(torch.where(is_new, multipliers.reciprocal(), scales).view_as(out.scale))
 
 
 def _scaled_values(

@@ -15,6 +15,7 @@ from braid.errors import MemoryPressure
 from braid.lora.adapter import AdapterUse
 from braid.lora.apply import MergeStep, changed_bytes, finish, merge_target
 from braid.lora.factors import StoredWeight
+from braid.lora.layout import local_tensor
 from braid.lora.store import ActiveAdapters, AdapterStore
 from braid.lora.targets import Target, Targets
 from braid.lora.variants import HeldWeights
@@ -127,5 +128,6 @@ def _require_apart(key: str, copy: Tensor, source: Tensor) -> None:
         raise ValueError(
             f"the copy of {key} is {copy.dtype} {tuple(copy.shape)}, its source {source.dtype} {tuple(source.shape)}"
         )
-    if copy.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():
+    mine, theirs = local_tensor(copy), local_tensor(source)
+    if mine.numel() and mine.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr():
         raise ValueError(f"the copy of {key} is its source, which must not be written to")

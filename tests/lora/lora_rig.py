@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from braid.lora.adapter import AdapterUse
-from braid.lora.apply import merged
+from braid.lora.apply import MergeStep, Result, merged
 from braid.lora.layout import Fused
 from braid.lora.store import ActiveAdapters, AdapterStore
 from braid.lora.targets import Targets
+from braid.lora.variants import HeldWeights
 
 FP8 = torch.float8_e4m3fn
 FUSED: Fused = {
@@ -115,3 +116,25 @@ def bits(tensor: Tensor) -> bytes:
 
 def all_same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return list(first) == list(second) and all(same_bits(first[name], second[name]) for name in first)
+
+
+def run_counted(pieces: Generator[MergeStep, None, Result]) -> tuple[Result, list[MergeStep]]:
+    """The result and all steps."""
+    steps = []
+    while True:
+        try:
+            steps.append(next(pieces))
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result, steps
+
+
+def abandon_after(pieces: Generator[MergeStep, None, HeldWeights], num_steps: int) -> None:
+    """Close a generator that has done some of its work, or release what it gave."""
+    for _ in range(num_steps + 1):
+        try:
+            next(pieces)
+        except StopIteration as stop:
+            stop.value.release()
+            return
+    pieces.close()

@@ -151,6 +151,7 @@ def test_a_merged_weight_has_the_strides_of_the_one_it_came_from(tmp_path: Path)
         )
 
 
+@pytest.mark.slow
 def test_float32_merging_is_near_what_peft_merges() -> None:
     from peft import LoraConfig, get_peft_model
 
