@@ -119,7 +119,7 @@ def _step(
     to_midpoint = _Noising(middle_levels, options.substep_eta, options.is_legacy)
     middles = each(to_midpoint, anchors, middles, streams, _draws(noise.substep, middles))
     if h < _BONG_MAX_H and sigma > _BONG_MIN_SIGMA:
-        pull = partial(_pulled_anchor, reach=reach, iterations=options.bong_iterations)
+        pull = partial(pulled_anchor, reach=reach, iterations=options.bong_iterations)
         anchors = each(pull, anchors, middles, first)
 
     seen = middles.map(lambda x: x.to(options.model_dtype))
@@ -143,7 +143,7 @@ def _evaluate(
     return blended(answer, streams)
 
 
-def _pulled_anchor(anchor: Tensor, middle: Tensor, d1: Tensor, *, reach: float, iterations: int) -> Tensor:
+def pulled_anchor(anchor: Tensor, middle: Tensor, d1: Tensor, *, reach: float, iterations: int) -> Tensor:
     """The anchor from which the deterministic half step would have led to the noised midpoint ("bong").
 
     The official loop repeats A = X - q * (d1 - A). Its fixed point is (X - q * d1) / (1 - q), and each round brings A
