@@ -24,6 +24,7 @@ from braid.llm_core.job import Job, SequenceTask
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageModel
 from braid.llm_core.planned_step import Chunk, PlannedStep
 from braid.llm_core.scheduler.cost import CostModel
+from braid.llm_core.sequence import Sequence as TokenSequence
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.tokenizer import Tokenizer
 from braid.llm_core.workspace import StepWorkspace
@@ -36,6 +37,9 @@ STEPS_A_PRICE = 16
 
 REPEATS_A_LESSON = 8
 """Of the repetitions of a step, every so manyth is predicted and learnt from."""
+
+WORTH_WAITING_TOKENS = 64
+"""A prompt waits for another to be prefilled if that saves it so many tokens: about what one more step costs."""
 
 STALL_S = 0.005
 """How long to wait for memory that somebody else holds before asking again."""
@@ -288,14 +292,21 @@ class LanguageWorkload:
         )
 
     def _candidates(self, jobs: list[Job]) -> Iterator[tuple[Job, SequenceTask]]:
-        """Sequences that may share the next call: each has a row, and they want the same hidden layers."""
+        """Sequences that may share the next call: each has a row, and they want the same hidden layers.
+
+        One whose prompt begins like that of a more urgent one that is being prefilled waits, and then finds it in the
+        prefix cache. Whoever leads a step waits for nobody, and who waits holds nothing: so it is no deadlock.
+        """
         hidden_layers: tuple[int, ...] = ()
+        prefilling: list[TokenSequence] = []
         rowless: Rank | None = None  # from this rank on nobody gets a row in this step
         for job in jobs:
             for task in job.tasks:
                 if task.hidden_layers and hidden_layers and task.hidden_layers != hidden_layers:
                     continue
                 if not task.sequence.is_running:
+                    if task.use_prefix_cache and any(_soon_shares(task.sequence, one) for one in prefilling):
+                        continue
                     rank = _rank(job, task)
                     if rowless is not None and rank >= rowless:
                         continue
@@ -303,6 +314,8 @@ class LanguageWorkload:
                         rowless = rank
                         continue
                 hidden_layers = hidden_layers or task.hidden_layers
+                if task.use_prefix_cache and task.sequence.num_pending > 1:
+                    prefilling.append(task.sequence)
                 yield job, task
 
     def _start(self, job: Job, task: SequenceTask) -> bool:
@@ -391,6 +404,14 @@ class LanguageWorkload:
         self.memory.end(task.sequence)
         if job.is_done:
             self._finish(job, now)
+
+
+def _soon_shares(sequence: TokenSequence, prefilling: TokenSequence) -> bool:
+    """Whether enough of what `prefilling` is computing, and did not find in the cache itself, is of use to `sequence`,
+    whose last token is always computed."""
+    num_tokens = prefilling.num_cached + WORTH_WAITING_TOKENS
+    is_longer = min(len(sequence.token_ids), len(prefilling.token_ids)) > num_tokens
+    return is_longer and sequence.token_ids[:num_tokens] == prefilling.token_ids[:num_tokens]
 
 
 def _rank(job: Job, task: SequenceTask) -> Rank:

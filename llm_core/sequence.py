@@ -16,6 +16,8 @@ class Sequence:
     token_ids: list[int]
     pages: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int = 0
+    """Of those, the ones that were found in the prefix cache when it began to run."""
     slot: int = -1
     """Row of the block tables while it is running, -1 while it waits."""
 

@@ -36,7 +36,7 @@ class SequenceMemory:
         because somebody wants that token's output."""
         if use_prefix_cache:
             sequence.pages = self.prefix_cache.match(sequence.token_ids[:-1])
-            sequence.num_computed = len(sequence.pages) * self.page_tokens
+            sequence.num_computed = sequence.num_cached = len(sequence.pages) * self.page_tokens
         self._tables.enter(sequence)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -69,5 +69,5 @@ class SequenceMemory:
             return
         self.pages.release(sequence.pages)
         sequence.pages = []
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_cached = 0
         self._tables.leave(sequence)

@@ -134,6 +134,40 @@ def test_a_step_that_only_decodes_is_repeated_without_planning_until_somebody_co
     assert {name: rig.outputs[name].logits for name in expected} == expected
 
 
+def test_prompts_that_begin_like_one_that_is_being_prefilled_wait_and_share_it(rigs: Any) -> None:
+    prefix = tuple(range(30, 130))
+    prompts = {f"r{i}": Prompt((*prefix, 140 + i), max_tokens=4, seed=i, temperature=1.0) for i in range(4)}
+    expected = {name: alone(rigs, prompt) for name, prompt in prompts.items()}
+    rig = rigs(128)
+    for name, prompt in prompts.items():
+        rig.submit(name, prompt, use_prefix_cache=True)
+    rig.submit("apart", SHORT, use_prefix_cache=True)
+    first = rig.workload.run(rig.offers(), budget_ms=40)  # a part of the first prompt
+    assert first.request_ids == ("r0",)
+    second = rig.workload.run(rig.offers(), budget_ms=1000)
+    assert second.request_ids == ("r0", "apart")
+    run_all(rig)
+    num_shared = len(prefix) // rig.pages.page_tokens * rig.pages.page_tokens
+    assert rig.workload.counters.cached_tokens == 3 * num_shared
+    assert rig.workload.counters.prefill_tokens == 101 + 3 * (101 - num_shared) + len(SHORT.token_ids)
+    for name, output in expected.items():
+        assert rig.outputs[name].logits == output.logits, name
+
+
+def test_a_prompt_does_not_wait_for_a_less_urgent_one_nor_for_a_short_prefix(rigs: Any) -> None:
+    rig = rigs(128)
+    prompt = Prompt(tuple(range(30, 130)), max_tokens=4, seed=0, temperature=1.0)
+    rig.submit("batch", prompt, use_prefix_cache=True, request_class=RequestClass.BATCH)
+    rig.workload.run(rig.offers(), budget_ms=20)
+    rig.submit("chat", prompt, use_prefix_cache=True)
+    assert rig.workload.run(rig.offers(), budget_ms=20).request_ids == ("chat",)
+    short = Prompt((*prompt.token_ids[:60], 9, 9, 9, 9, 9), max_tokens=4, seed=0, temperature=1.0)
+    rig.submit("short", short, use_prefix_cache=True)
+    assert set(rig.workload.run(rig.offers(), budget_ms=1000).request_ids) == {"batch", "chat", "short"}
+    run_all(rig)
+    assert {type(output.last_event) for output in rig.outputs.values()} == {Finished}
+
+
 def completions_of(rig: Rig, stop_token_ids: tuple[int, ...] = ()) -> tuple[list[list[int]], list[Any]]:
     """The tokens of two completions of one request, and all of its events."""
     token_ids: list[list[int]] = [[], []]
