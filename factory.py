@@ -25,7 +25,14 @@ from braid.llm_core.memory.arena import Arena
 from braid.llm_core.memory.kv_pages import KVPages
 from braid.llm_core.memory.prefix_cache import PrefixCache
 from braid.llm_core.memory.residency import WeightResidency, default_budget_bytes, stored_bytes
-from braid.llm_core.models.choice import Backend, build_model, choose_device, choose_kernels, copied_bytes
+from braid.llm_core.models.choice import (
+    Backend,
+    build_model,
+    choose_device,
+    choose_kernels,
+    copied_bytes,
+    usable_processors,
+)
 from braid.llm_core.models.model import LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.scheduler.loop import Scheduler
@@ -104,7 +111,7 @@ def backend_of(config: BraidConfig) -> Backend:
     return Backend(
         device=choose_device(config.device),
         kernels=choose_kernels(config.kernels or os.environ.get("BRAID_KERNELS")),
-        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+        num_threads=config.num_threads or usable_processors(),
         exact=config.exact,
         dtype=config.dtype,
     )

@@ -158,7 +158,8 @@ class Supervisor:
             self._is_stopping, self._why_not = True, error.message
             raise
         except (BraidError, TimeoutError, OSError) as error:
-            logger.warning("the engine did not start: %s", error)
+            if not self._is_stopping:  # else it is we who ended it
+                logger.warning("the engine did not start: %s", error)
             return 0.0
         finally:
             self._engine = None

@@ -12,7 +12,7 @@ import pytest
 
 from braid import LLM, Braid, BraidConfig, SamplingParams
 from braid.errors import InvalidRequest
-from braid.factory import build_engine
+from braid.factory import backend_of, build_engine
 from braid.llm_core.engine.failure import RequestFailed
 from braid.llm_core.engine.messages import Failed, GenerateRequest, TextDelta
 from braid.tests.tiny_models import write_gguf
@@ -44,6 +44,12 @@ def test_closing_gives_every_byte_back(model: Path) -> None:
 
 def _endless(request_id: str) -> GenerateRequest:
     return GenerateRequest(id=request_id, prompt="a b", sampling=ENDLESS)
+
+
+def test_where_the_system_does_not_say_which_processors_may_be_used_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert backend_of(BraidConfig(device="cpu")).num_threads == 7
 
 
 def test_a_context_beyond_the_models_is_refused(model: Path) -> None:

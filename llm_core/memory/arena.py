@@ -180,7 +180,7 @@ class Arena:
         if not lease.evictable:
             room -= self._permanent_bytes - (lease.num_bytes if lease.permanent else 0)
         if num_bytes > room:
-            raise CannotFit(f"{lease.owner} ({lease.kind})", needed_bytes=num_bytes, budget_bytes=room)
+            raise CannotFit(_holding(lease), needed_bytes=num_bytes, budget_bytes=room)
 
     def _make_room(self, lease: Lease, growth: int) -> None:
         for _, reclaimer in tuple(self._reclaimers):
@@ -188,9 +188,7 @@ class Arena:
                 return
             reclaimer.reclaim(growth - self.available_bytes)
         if growth > self.available_bytes:
-            raise MemoryPressure(
-                f"{lease.owner} ({lease.kind})", needed_bytes=growth, available_bytes=self.available_bytes
-            )
+            raise MemoryPressure(_holding(lease), needed_bytes=growth, available_bytes=self.available_bytes)
 
     def _book(self, lease: Lease, change: int) -> None:
         lease.num_bytes += change
@@ -205,3 +203,8 @@ class Arena:
             total[key] = total.get(key, 0) + change
             if not total[key]:
                 del total[key]
+
+
+def _holding(lease: Lease) -> str:
+    """What needs the bytes, for a message; the kind only where the owner's name does not say it."""
+    return f"holding {lease.owner}" if lease.kind in lease.owner else f"holding {lease.owner} ({lease.kind})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,11 @@ def choose_device(wanted: str | None) -> str:
         if index >= count:
             raise InvalidRequest(f"device={wanted!r}: this machine has {count} CUDA devices", param="device")
     return wanted
+
+
+def usable_processors() -> int:
+    """Processors that this process may use; all of the machine where the system does not say (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_kernels(wanted: str | None) -> str | None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +26,7 @@ from braid.kernels.cpu.transformer import (
     VectorPart,
 )
 from braid.llm_core.loading.weights import StorageType, StoredTensor, Weights
+from braid.llm_core.models.choice import usable_processors
 from braid.llm_core.models.config import ModelConfig, RopeScaling
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, KVSlabs
 
@@ -88,7 +88,7 @@ class CpuModel:
         sizes = _sizes(config, exact=exact)
         self.page_bytes = sizes.page_bytes
         self._library = load_library(variant)
-        self._transformer = CpuTransformer(self._library, sizes, num_threads=num_threads or _usable_processors())
+        self._transformer = CpuTransformer(self._library, sizes, num_threads=num_threads or usable_processors())
         self._storage: Counter[tuple[str, StorageType]] = Counter()
         self._load_matrices(weights)
         self._load_vectors(weights)
@@ -159,10 +159,6 @@ class CpuModel:
         for layer in range(self.config.num_layers):
             if self.config.is_sliding(layer):
                 self._transformer.set_sliding(layer)
-
-
-def _usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sizes(config: ModelConfig, *, exact: bool) -> TransformerSizes:

@@ -85,6 +85,8 @@ class Scheduler:
         self._live: dict[str, Ticket] = {}
         self._suspects: set[str] = set()
         """Requests of a shared step that failed; each runs alone next, so that the bad one is found."""
+        self._is_stalled = False
+        """In the last step nobody ran."""
         self._ghosts: set[str] = set()
         """Requests that ended but that their workload failed to let go of; their offers are ignored."""
 
@@ -259,7 +261,10 @@ class Scheduler:
             elapsed_ms = (self._clock() - start) * 1000
             result = StepResult(tuple(member.request_id for member in members), lead.kind, 0, elapsed_ms)
         self._account(members, tickets, result)
-        self._write(lead, start, result, problem)
+        has_run = bool(result.request_ids)
+        if has_run or not self._is_stalled:  # a wait for memory is one entry, however often it is tried again
+            self._write(lead, start, result, problem)
+        self._is_stalled = not has_run
         if problem is not None:
             self._blame(members, problem)
         elif self._suspects:

@@ -383,6 +383,17 @@ def test_an_engine_that_cannot_load_is_not_tried_again(caplog: pytest.LogCapture
     assert not [record for record in caplog.records if "ended" in record.message]
 
 
+def test_a_server_that_is_stopped_while_its_engine_loads_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(supervisor: Supervisor, task: asyncio.Task[None]) -> None:
+        while supervisor.process_id is None:
+            await asyncio.sleep(0)
+        supervisor.close()
+        await task
+
+    supervised(body, "--slow-start", "60")
+    assert caplog.records == []
+
+
 def test_an_engine_that_always_dies_while_loading_is_given_up() -> None:
     async def body(_: Supervisor, task: asyncio.Task[None]) -> None:
         with pytest.raises(BraidError, match=r"exit code 7.*never ready in 3 starts"):

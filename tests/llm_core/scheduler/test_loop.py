@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from braid.errors import CannotFit, InvalidRequest
-from braid.llm_core.core import Request, RequestClass, StepLimits
+from braid.llm_core.core import Request, RequestClass, StepLimits, StepResult
 from braid.llm_core.engine.messages import Failed, Finished, Usage
 
 BATCH, INTERACTIVE = RequestClass.BATCH, RequestClass.INTERACTIVE
@@ -24,6 +24,24 @@ def test_a_request_runs_its_steps_and_ends(make_world: Any, make_job: Any) -> No
     assert [(e.number, e.start, e.device_ms) for e in entries] == [(0, 0.0, 5.0), (1, 0.005, 7.0)]
     assert world.scheduler.num_open_requests == world.scheduler.num_waiting_requests == 0
     assert world.scheduler.run_once() is False
+
+
+def test_a_wait_for_memory_is_one_entry_however_often_it_is_tried(
+    make_world: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    world.submit(make_job((5.0, 7.0, 5.0)), "a")
+    run = world.toy.run
+    for num_stalls in (100, 50):
+        world.scheduler.run_once()
+        monkeypatch.setattr(world.toy, "run", lambda offers, budget_ms: StepResult((), "stall", 0, 0.0))
+        for _ in range(num_stalls):
+            assert world.scheduler.run_once()
+        monkeypatch.setattr(world.toy, "run", run)
+    world.scheduler.run_once()
+    kinds = [entry.kind for entry in world.scheduler.journal.since()]
+    assert kinds == ["work", "stall", "work", "stall", "work"]
+    assert types(world.events["a"]) == [Finished]
 
 
 def test_offers_with_equal_keys_share_a_step(make_world: Any, make_job: Any) -> None:
