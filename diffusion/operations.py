@@ -11,18 +11,10 @@ from torch import Tensor
 
 from braid.diffusion.guidance import Guidance
 from braid.diffusion.latents import AudioVideo, LatentState
-
+from braid.lora.adapter import AdapterUse
 
 UNGUIDED = AudioVideo(Guidance(), Guidance())
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterUse:
-    """A LoRA that is merged while an operation runs."""
-
-    name: str
-    """As the adapter store knows it."""
-    strength: float
+ALL = AudioVideo(True, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +33,42 @@ class EncodePrompt:
 
     prompt: str
     kind = "encode_prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeText:
+    """The first half of `EncodePrompt`: what the language model makes of a prompt. Gives `TextHiddenStates`."""
+
+    prompt: str
+    kind = "encode_text"
+
+
+@dataclass(frozen=True, slots=True)
+class TextHiddenStates:
+    """Of one prompt, padded to the left."""
+
+    hidden_states: Tensor
+    """(1, num_text_tokens, hidden size, num_layers + 1)."""
+    attention_mask: Tensor
+    """(1, num_text_tokens), 1 where there is text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectText:
+    """The second half of `EncodePrompt`: hidden states through feature extractor and connectors."""
+
+    prompt: str
+    text: TextHiddenStates
+    kind = "project_text"
+
+
+@dataclass(frozen=True, slots=True)
+class RewritePrompt:
+    """Have the language model in memory say a prompt in more detail. Gives a str."""
+
+    prompt: str
+    seed: int
+    kind = "rewrite_prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +108,7 @@ class Denoise:
     """One evaluation of D(x, sigma), with all its guidance passes combined.
 
     Gives `AudioVideo[Tensor]` of (B, T, C): the x0 estimates in the dtype of the latents, not yet blended with
-    `clean_latents` (samplers do that).
+    `clean_latents` (samplers do that); or `Estimates`, if the unconditional ones are asked for too.
     """
 
     streams: AudioVideo[LatentState]
@@ -89,6 +117,10 @@ class Denoise:
     negative_prompt_embeds: PromptEmbeds | None = None
     guidance: AudioVideo[Guidance] = UNGUIDED
     adapters: tuple[AdapterUse, ...] = ()
+    """Merged in this order."""
+    is_enabled: AudioVideo[bool] = ALL
+    """False for a stream that skips this step: its hidden states stay as they enter, and its estimate is of no use."""
+    needs_unconditional: bool = False
     kind = "denoise"
 
 
@@ -111,6 +143,8 @@ class DecodeFrames:
     """Which temporal group, from 0."""
     carry: Tensor | None = None
     """What the group before left over for this one."""
+    generator: Tensor | None = None
+    """State of a torch generator at the beginning of the clip, for decoders that draw noise."""
     kind = "decode_tile"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from braid.errors import MemoryPressure
@@ -14,6 +14,8 @@ from braid.llm_core.pipeline import Segment, Wait
 from braid.llm_core.scheduler.cost import CostModel
 
 Leased = TypeVar("Leased")
+MACS_A_UNIT = 1_000_000
+"""Pieces of networks are counted in millions of multiply-adds."""
 
 
 class Meter:
@@ -48,6 +50,21 @@ def piece(meter: Meter, kind: str, units: int, work: Callable[[], Leased], *, nu
     yield meter.segment(kind, units, num_bytes=num_bytes)
     with meter.measured(kind, units):
         return work()
+
+
+def in_pieces(meter: Meter, kind: str, work: Generator[int | None, None, Leased]) -> Pieces[Leased]:
+    """Work of a network that says in front of each of its pieces how many multiply-adds it has."""
+    with closing(work):
+        try:
+            macs = next(work)
+            while True:
+                units = max(1, (macs or 0) // MACS_A_UNIT)
+                yield meter.segment(kind, units)
+                with meter.measured(kind, units):
+                    macs = next(work)
+        except StopIteration as stop:
+            result: Leased = stop.value
+            return result
 
 
 def leased(arena: Arena, owner: str, num_bytes: int, *, kind: str) -> Pieces[Lease]:

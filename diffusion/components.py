@@ -1,0 +1,198 @@
+"""The networks of one checkpoint: each is built when it is first wanted, and forgotten when its bytes are.
+
+What is mapped yields by itself. Copies (on a device, or in another dtype) are leased; those of networks that nobody
+uses now are given back to whoever is short of memory, and made again from the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
+from braid.diffusion.models.ltx2.config import Section
+from braid.diffusion.models.ltx2.parts import SECTIONS, Part
+from braid.diffusion.models.ltx2.statistics import LatentStatistics, read_statistics
+from braid.llm_core.memory.arena import Arena, Lease
+
+RECLAIM_ORDER = 10
+UPSAMPLER = "latent upsampler"
+FLOAT32_PARTS = (Part.AUDIO_DECODER, Part.VOCODER)
+"""In half precision these are audibly wrong."""
+_MODELS = "braid.diffusion.models.ltx2"
+_BUILDERS = {
+    Part.TEXT_PROJECTION: (f"{_MODELS}.text_projection", "TextProjection"),
+    Part.VIDEO_ENCODER: (f"{_MODELS}.video_vae", "VideoEncoder"),
+    Part.VIDEO_DECODER: (f"{_MODELS}.video_vae", "VideoDecoder"),
+    Part.AUDIO_ENCODER: (f"{_MODELS}.audio_vae", "AudioEncoder"),
+    Part.AUDIO_DECODER: (f"{_MODELS}.audio_vae", "AudioDecoder"),
+    Part.VOCODER: (f"{_MODELS}.vocoder", "Vocoder"),
+}
+"""Module and class of each, imported when they are wanted: some take seconds."""
+
+
+@dataclass(slots=True)
+class _Resident:
+    """A network in memory, its bytes, and how many are using it."""
+
+    network: Any
+    leases: tuple[Lease, ...]
+    num_copied: int
+    num_users: int = 0
+
+
+class Components:
+    """Args:
+    device: where the networks run.
+    dtype: in which they compute; None is that of the files.
+    """
+
+    name = "idle networks of the video model"
+
+    def __init__(
+        self, checkpoint: LTX2Checkpoint, arena: Arena, *, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
+        self._arena = arena
+        self._resident: dict[str, _Resident] = {}
+        self._kept: list[Lease] = []
+        arena.add_reclaimer(self, order=RECLAIM_ORDER)
+
+    @contextmanager
+    def using(self, part: Part | str) -> Iterator[Any]:
+        """A network, which stays where it is inside the context.
+
+        Raises:
+            ModelFileError: the files do not have it.
+            CannotFit, MemoryPressure: its copies do not fit, or not now.
+        """
+        found = self._resident.get(part) or self._load(part)
+        with self._arena.lock:
+            found.num_users += 1
+        try:
+            yield found.network
+        finally:
+            with self._arena.lock:
+                found.num_users -= 1
+
+    def is_resident(self, part: Part | str) -> bool:
+        """Whether `using` will not have to load it."""
+        return part in self._resident
+
+    def transformer_weights(self) -> dict[str, Tensor]:
+        """Of the transformer, fp8 left as it is where it can be computed with; leased, and never given back."""
+        part = Part.TRANSFORMER
+        stored = self.checkpoint.stored_bytes(part)
+        copied = self.checkpoint.copied_bytes(part, self.dtype, keep_float8=True)
+        copied = copied if self.device == "cpu" else max(copied, stored)
+        self._kept.append(self._arena.lease("the transformer", copied, kind="networks", permanent=True))
+        self._kept.append(
+            self._arena.lease("the file of the transformer", stored, kind="mapped weights", evictable=True)
+        )
+        return self._on_device(self.checkpoint.weights(part, self.dtype, keep_float8=True))
+
+    def weights(self, part: Part) -> dict[str, Tensor]:
+        """The tensors of a part where they are computed with; not kept here."""
+        dtype = torch.float32 if part in FLOAT32_PARTS else self.dtype
+        return self._on_device(self.checkpoint.weights(part, dtype))
+
+    def video_statistics(self) -> LatentStatistics:
+        """By which video latents are normalised."""
+        part = next(part for part in (Part.VIDEO_DECODER, Part.VIDEO_ENCODER) if self.checkpoint.has(part))
+        num_channels = self.checkpoint.geometry.video_channels
+        return read_statistics("the video autoencoder", self.checkpoint.weights(part), num_channels)
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def reclaimable_bytes(self) -> int:
+        return sum(found.num_copied for found in self._resident.values() if not found.num_users)
+
+    def reclaim(self, num_bytes: int) -> int:
+        released = 0
+        for part in [part for part, found in self._resident.items() if not found.num_users and found.num_copied]:
+            if released >= num_bytes:
+                break
+            released += self._resident[part].num_copied
+            self._drop(part)
+        return released
+
+    def close(self) -> None:
+        """Forget all networks."""
+        with self._arena.lock:
+            self._arena.remove_reclaimer(self)
+            for part in list(self._resident):
+                self._drop(part)
+            for lease in self._kept:
+                lease.release()
+
+    def _drop(self, part: str) -> None:
+        found = self._resident.pop(part)
+        found.network = None
+        for lease in found.leases:
+            lease.release()
+
+    def _load(self, part: Part | str) -> _Resident:
+        mapped, copied = self._bytes(part)
+        leases = [self._arena.lease(f"the {_name(part)}", copied, kind="networks")]
+        try:
+            leases.append(
+                self._arena.lease(f"the file of the {_name(part)}", mapped, kind="mapped weights", evictable=True)
+            )
+            found = _Resident(self._build(part), tuple(leases), copied)
+        except BaseException:
+            for lease in leases:
+                lease.release()
+            raise
+        with self._arena.lock:
+            self._resident[part] = found
+        return found
+
+    def _bytes(self, part: Part | str) -> tuple[int, int]:
+        """(mapped, copied)."""
+        if not isinstance(part, Part):
+            upsampler = self.checkpoint.upsampler
+            stored = 0 if upsampler is None else sum(tensor.num_bytes for tensor in upsampler.tensors.values())
+            return stored, 0 if self.device == "cpu" else stored
+        dtype = torch.float32 if part in FLOAT32_PARTS else self.dtype
+        stored, copied = self.checkpoint.stored_bytes(part), self.checkpoint.copied_bytes(part, dtype)
+        return stored, copied if self.device == "cpu" else max(stored, copied)
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def _build(self, part: Part | str) -> Any:
+        if not isinstance(part, Part):
+            return self._build_upsampler()
+        section = self.checkpoint.config.section(SECTIONS[part])
+        return _builder(part)(section, self.weights(part))
+
+    def _build_upsampler(self) -> Any:
+        from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
+
+        self.checkpoint.require((), upsampler=True)
+        upsampler = self.checkpoint.upsampler
+        assert upsampler is not None
+        weights = self._on_device(upsampler.weights(self.dtype))
+        return LatentUpsampler(upsampler.section, weights, self.video_statistics())
+
+    def _on_device(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.device == "cpu":
+            return weights
+        return {name: tensor.to(self.device) for name, tensor in weights.items()}
+
+
+def _name(part: Part | str) -> str:
+    return part.value if isinstance(part, Part) else part
+
+
+def _builder(part: Part) -> Callable[[Section, dict[str, Tensor]], Any]:
+    module, name = _BUILDERS[part]
+    builder: Callable[[Section, dict[str, Tensor]], Any] = getattr(import_module(module), name)
+    return builder

@@ -1,0 +1,206 @@
+"""Carrying out the operations around denoising: encoders, upsampler and decoders, one job at a time, in pieces.
+
+Each leases what its network needs for its largest piece before it begins, and waits while others hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from braid.diffusion.components import UPSAMPLER, Components
+from braid.diffusion.models.ltx2.parts import SECTIONS, Part
+from braid.diffusion.operations import (
+    DecodeAudio,
+    DecodedFrames,
+    DecodeFrames,
+    EncodeAudio,
+    EncodeImage,
+    EncodeVideo,
+    UpsampleLatents,
+    Waveform,
+)
+from braid.diffusion.pieces import Meter, Pieces, in_pieces, piece
+from braid.errors import MemoryPressure
+from braid.llm_core.memory.arena import Arena
+from braid.llm_core.pipeline import Wait
+
+Result = TypeVar("Result")
+NUM_COLOURS = 3
+
+
+class MediaOperations:
+    """One method an operation, each for `InPieces`."""
+
+    def __init__(self, components: Components, arena: Arena, meter: Meter) -> None:
+        self._components = components
+        self._arena = arena
+        self._meter = meter
+        self._predicted: dict[tuple[object, ...], int] = {}
+
+    # -- into latents --------------------------------------------------------------------------------------------------
+
+    def encode_image(self, operation: EncodeImage) -> Pieces[Tensor]:
+        """`EncodeImage`."""
+        pixels = operation.height * operation.width
+        frame = yield from piece(self._meter, "prepare_image", pixels, partial(_prepared, operation))
+        return (yield from self._encode_frames(frame))
+
+    def encode_video(self, operation: EncodeVideo) -> Pieces[Tensor]:
+        """`EncodeVideo`."""
+        num_values = operation.frames.numel()
+        frames = yield from piece(self._meter, "prepare_video", num_values, partial(_as_input, operation.frames))
+        return (yield from self._encode_frames(frames))
+
+    def _encode_frames(self, frames: Tensor) -> Pieces[Tensor]:
+        """Frames (1, 3, F, H, W) in [-1, 1] to latents."""
+        shape = tuple(frames.shape[2:])
+        network, held = yield from self._take(
+            Part.VIDEO_ENCODER, shape, lambda encoder: encoder.predicted_bytes(*shape, self._dtype(frames))
+        )
+        with held:
+            latents: Tensor = yield from self._run("encode_video", network.pieces(frames.to(self._components.device)))
+        return latents
+
+    def encode_audio(self, operation: EncodeAudio) -> Pieces[Tensor]:
+        """`EncodeAudio`."""
+        from braid.diffusion.models.ltx2.audio_mel import read_mel_front_end
+
+        front_end = read_mel_front_end(self._components.checkpoint.config.section(SECTIONS[Part.AUDIO_ENCODER]))
+        num_samples = operation.waveform.numel()
+        mel: Tensor = yield from piece(
+            self._meter, "mel", num_samples, lambda: front_end(operation.waveform[None], operation.sample_rate)
+        )
+        num_frames = mel.shape[2]
+        network, held = yield from self._take(
+            Part.AUDIO_ENCODER, (num_frames,), lambda encoder: encoder.predicted_bytes(num_frames, self._dtype(mel))
+        )
+        with held:
+            latents: Tensor = yield from self._run("encode_audio", network.pieces(mel.to(self._components.device)))
+        return latents
+
+    # -- between latents -----------------------------------------------------------------------------------------------
+
+    def upsample(self, operation: UpsampleLatents) -> Pieces[Tensor]:
+        """`UpsampleLatents`."""
+        shape = tuple(operation.latents.shape[2:])
+        network, held = yield from self._take(
+            UPSAMPLER, shape, lambda upsampler: upsampler.predicted_bytes(shape, self._dtype(operation.latents))
+        )
+        with held:
+            latents: Tensor = yield from self._run("upsample", network.pieces(operation.latents))
+        return latents
+
+    # -- out of latents ------------------------------------------------------------------------------------------------
+
+    def decode_frames(self, operation: DecodeFrames) -> Pieces[DecodedFrames]:
+        """`DecodeFrames`: the tiles of one group, each block of the decoder a piece."""
+        plan = self._plan(operation.latents)
+        tile = next(plan.tiles(0))
+        tile_shape = tuple(part.end - part.start for part in (tile.frames, tile.row, tile.column))
+        sums = 2 * NUM_COLOURS * 4 * plan.height * plan.width * (plan.group_frames(0).stop - plan.group_frames(0).start)
+        network, held = yield from self._take(
+            Part.VIDEO_DECODER,
+            (tile_shape, sums),
+            lambda decoder: sums + decoder.predicted_bytes(tile_shape, self._dtype(operation.latents)),
+        )
+        with held:
+            generator = _generator(network, plan, operation)
+            work = network.decode_group(
+                operation.latents, plan, operation.group, carry=operation.carry, generator=generator
+            )
+            pixels, carry = yield from self._run("decode_tile", work)
+            frames = yield from piece(self._meter, "to_pixels", pixels.numel(), partial(_as_frames, pixels))
+        return DecodedFrames(frames, carry, plan.num_groups)
+
+    def _plan(self, latents: Tensor) -> Any:
+        from braid.diffusion.models.ltx2.tiling import automatic_sizes, make_plan
+
+        geometry = self._components.checkpoint.geometry
+        factors = {"time_factor": geometry.time_factor, "space_factor": geometry.space_factor}
+        num_frames, height, width = latents.shape[2:]
+        return make_plan((num_frames, height, width), automatic_sizes(height, width, **factors), **factors)
+
+    def decode_audio(self, operation: DecodeAudio) -> Pieces[Waveform]:
+        """`DecodeAudio`: decoder, then vocoder."""
+        num_latents = operation.latents.shape[2]
+        decoder, held = yield from self._take(
+            Part.AUDIO_DECODER, (num_latents,), lambda network: network.predicted_bytes(num_latents, torch.float32)
+        )
+        with held:
+            mel: Tensor = yield from self._run("decode_audio", decoder.pieces(operation.latents.float()))
+        vocoder, held = yield from self._take(
+            Part.VOCODER, (mel.shape[2],), lambda network: network.predicted_bytes(mel.shape[2])
+        )
+        with held:
+            samples: Tensor = yield from self._run("vocode", vocoder.pieces(mel))
+        return Waveform(samples[0].float().cpu(), self._components.checkpoint.geometry.output_sample_rate)
+
+    # -- memory and pieces ---------------------------------------------------------------------------------------------
+
+    def _run(self, kind: str, work: Generator[int | None, None, Result]) -> Pieces[Result]:
+        return in_pieces(self._meter, kind, work)
+
+    def _take(
+        self, part: Part | str, shape: object, predict: Callable[[Any], int]
+    ) -> Pieces[tuple[Any, ExitStack]]:
+        """A network and the workspace of one use of it, together: whoever waits for one does not hold the other."""
+        while True:
+            stack = ExitStack()
+            try:
+                key = (part, shape)
+                if key not in self._predicted or not self._components.is_resident(part):
+                    yield self._meter.segment("load", 1)
+                network = stack.enter_context(self._components.using(part))
+                if key not in self._predicted:
+                    self._predicted[key] = predict(network)
+                lease = self._arena.lease(f"work of the {part}", self._predicted[key], kind="workspace")
+                stack.enter_context(lease)
+                return network, stack
+            except MemoryPressure as pressure:
+                stack.close()
+                can_go_on = partial(self._arena.can_lease, pressure.needed_bytes)
+            except BaseException:
+                stack.close()
+                raise
+            yield Wait(can_go_on)
+
+    def _dtype(self, tensor: Tensor) -> torch.dtype:
+        """In which networks compute: that of all of them, or that of what they are given."""
+        return self._components.dtype or tensor.dtype
+
+
+def _prepared(operation: EncodeImage) -> Tensor:
+    """A picture as the encoder sees it, (1, 3, 1, H, W) in [-1, 1]."""
+    from braid.multimodal.images import cover
+    from braid.multimodal.media import recompress
+
+    image = recompress(operation.image, operation.crf) if operation.crf else operation.image
+    return cover(image, operation.height, operation.width)
+
+
+def _as_input(frames: Tensor) -> Tensor:
+    """(F, H, W, 3) uint8 as (1, 3, F, H, W) float32 in [-1, 1]."""
+    return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+
+
+def _as_frames(pixels: Tensor) -> Tensor:
+    from braid.diffusion.models.ltx2.video_vae import to_uint8_frames
+
+    return to_uint8_frames(pixels)
+
+
+def _generator(network: Any, plan: Any, operation: DecodeFrames) -> torch.Generator | None:
+    """Where the decoder draws noise: the clip's generator, after what the groups before have drawn."""
+    if not network.needs_noise:
+        return None
+    generator = torch.Generator()
+    if operation.generator is not None:
+        generator.set_state(operation.generator)
+    network.skip_noise(plan, operation.group, generator)
+    return generator

@@ -1,0 +1,197 @@
+"""Puts the diffusion workload together: one checkpoint's networks behind pipelines, as jobs of the one scheduler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from braid.diffusion.components import Components
+from braid.diffusion.denoising import Denoiser
+from braid.diffusion.expansion import Expansion, expanded
+from braid.diffusion.job import Job
+from braid.diffusion.media_operations import MediaOperations
+from braid.diffusion.model_facts import ModelFacts
+from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
+from braid.diffusion.models.ltx2.parts import Part
+from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
+from braid.diffusion.operations import (
+    DecodeAudio,
+    DecodeFrames,
+    Denoise,
+    EncodeAudio,
+    EncodeImage,
+    EncodePrompt,
+    EncodeText,
+    EncodeVideo,
+    ProjectText,
+    RewritePrompt,
+    UpsampleLatents,
+)
+from braid.diffusion.params import GenerationParams
+from braid.diffusion.peak_prediction import check_fits
+from braid.diffusion.pieces import Meter
+from braid.diffusion.pipelines.choice import run_job
+from braid.diffusion.prompts import (
+    LanguageModelFacts,
+    PromptCache,
+    encode_prompt,
+    encode_text,
+    project_text,
+    rewrite_prompt,
+)
+from braid.diffusion.validation import resolve
+from braid.llm_core.core import Clock, Request
+from braid.llm_core.memory.arena import Arena
+from braid.llm_core.pipeline import Delegate, InPieces, OperationHandler
+from braid.llm_core.pipeline_workload import PipelineWorkload
+from braid.llm_core.scheduler.cost import CostModel
+from braid.lora.apply import changed_bytes
+from braid.lora.store import AdapterStore
+from braid.lora.targets import Targets
+from braid.lora.variants import MergedWeights
+
+NAME = "diffusion"
+COST_PRIORS = {
+    "denoise": (0.5, 0.02), "decode_tile": (0.5, 0.05), "encode_video": (0.5, 0.05), "upsample": (0.5, 0.03),
+    "decode_audio": (0.5, 0.05), "vocode": (0.5, 0.05), "encode_audio": (0.5, 0.05), "project_text": (0.5, 0.02),
+    "merge": (0.2, 5e-6), "guide": (0.1, 5e-6), "to_pixels": (0.1, 1e-5), "prepare_image": (1.0, 5e-5),
+    "prepare_video": (1.0, 1e-5), "mel": (1.0, 1e-4),
+}  # fmt: skip
+"""Milliseconds of (a piece, a unit of it) before anything was measured, on two CPU cores."""
+
+
+class Diffusion:
+    """One checkpoint, ready to generate.
+
+    `workload` goes to the scheduler, which `workload.delegate_to` must then be told; `resolve` makes jobs of requests,
+    and a `Request` whose params are a `Job` (or `Resumed(job, state)`) ends with `Completed` of a `GenerationResult`.
+
+    Args:
+        adapters: paths by name; loaded before any request.
+        distilled_adapter: which of them is the checkpoint's distilled one.
+        language: what prompts go through; None where only prompt embeds will be given.
+        dtype: in which networks compute; None is that of the files.
+        latent_dtype: of the latents; None is that of the transformer's first weight, float32 for quantised ones.
+        costs: with `COST_PRIORS`, if None.
+        on_checkpoint: told each `PipelineState`; see `PipelineWorkload`.
+    Raises:
+        ModelFileError: the checkpoint has no transformer, or a weight or an adapter is broken.
+    """
+
+    def __init__(
+        self,
+        checkpoint: LTX2Checkpoint,
+        arena: Arena,
+        *,
+        adapters: dict[str, Path] | None = None,
+        distilled_adapter: str | None = None,
+        language: LanguageModelFacts | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        latent_dtype: torch.dtype | None = None,
+        costs: CostModel | None = None,
+        clock: Clock = time.perf_counter,
+        on_checkpoint: Callable[[Request, Any], None] = lambda request, state: None,
+        max_piece_macs: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self._arena = arena
+        self._components = Components(checkpoint, arena, device=device, dtype=dtype)
+        self._weights = weights = self._components.transformer_weights()
+        self._targets = Targets(weights)
+        self.adapters = AdapterStore(self._targets, arena=arena)
+        for name, path in (adapters or {}).items():
+            self.adapters.add(name, path)
+        self._variants = MergedWeights(weights, self._targets, self.adapters, arena, name=checkpoint.path.stem)
+        self._prompts = PromptCache(arena)
+        meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
+        config = checkpoint.transformer_config()
+        self.denoiser = Denoiser(config, self._variants, arena, meter, max_piece_macs=max_piece_macs)
+        self.facts = ModelFacts(
+            name=checkpoint.path.name,
+            geometry=checkpoint.geometry,
+            presets=checkpoint.presets,
+            parts=frozenset(checkpoint.parts),
+            has_video=config.streams.video is not None,
+            has_audio=config.streams.audio is not None,
+            num_blocks=config.num_layers,
+            context_widths=_context_widths(config),
+            has_upsampler=checkpoint.upsampler is not None,
+            has_language_model=language is not None,
+            dtype=latent_dtype or _latent_dtype(weights),
+            device=device,
+            distilled_adapter=distilled_adapter,
+            has_adapter=lambda name: name in self.adapters,
+        )
+        self.workload = PipelineWorkload(
+            NAME,
+            {Job: expanded(run_job, self._expansions(), clock)},
+            self._handlers(MediaOperations(self._components, arena, meter), meter, language),
+            on_checkpoint=on_checkpoint,
+            clock=clock,
+        )
+
+    def resolve(self, params: GenerationParams) -> Job:
+        """A job for `workload`, found possible; see `validation.resolve`.
+
+        Raises:
+            CannotFit: it never will, whatever else is given back.
+        """
+        job = resolve(params, self.facts)
+        copied = [
+            changed_bytes(self._weights, self._targets, self.adapters.active(uses)) for uses in set(job.adapters)
+        ]
+        check_fits(job, self.checkpoint, adapter_bytes=max(copied), room_bytes=self._arena.lasting_bytes)
+        return job
+
+    def close(self) -> None:
+        """Give all memory back; no job may be under way."""
+        self._prompts.close()
+        self._variants.close()
+        self._components.close()
+        for adapter in self.adapters:
+            self.adapters.remove(adapter.name)
+
+    def _expansions(self) -> dict[type, Expansion]:
+        return {EncodePrompt: lambda operation: encode_prompt(operation, self._prompts)}
+
+    def _handlers(
+        self, media: MediaOperations, meter: Meter, language: LanguageModelFacts | None
+    ) -> dict[type, OperationHandler | Delegate]:
+        handlers: dict[type, OperationHandler | Delegate] = {
+            Denoise: InPieces(self.denoiser.run),
+            EncodeImage: InPieces(media.encode_image),
+            EncodeVideo: InPieces(media.encode_video),
+            EncodeAudio: InPieces(media.encode_audio),
+            UpsampleLatents: InPieces(media.upsample),
+            DecodeFrames: InPieces(media.decode_frames),
+            DecodeAudio: InPieces(media.decode_audio),
+            ProjectText: InPieces(
+                lambda operation: project_text(operation, self._components, self._arena, meter)
+            ),
+        }
+        if language is not None:
+            handlers[RewritePrompt] = rewrite_prompt(language)
+            if self.checkpoint.has(Part.TEXT_PROJECTION):
+                handlers[EncodeText] = encode_text(self.checkpoint.text_encoder(), language.tokenizer)
+        return handlers
+
+
+def _context_widths(config: TransformerConfig) -> tuple[int, int]:
+    """What prompt embeds must be wide: the captions' own width where the transformer projects them."""
+    video, audio = config.streams.video, config.streams.audio
+    return (
+        0 if video is None else config.caption_channels or video.context_dim,
+        0 if audio is None else config.caption_channels or audio.context_dim,
+    )
+
+
+def _latent_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """That of the layer which takes them in."""
+    names = ("patchify_proj.weight", "audio_patchify_proj.weight")
+    return next(weights[name].dtype for name in names if name in weights)
