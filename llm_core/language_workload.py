@@ -22,6 +22,7 @@ from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.engine.sampling import SampledToken, Sampler
 from braid.llm_core.job import Job, SequenceTask
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageModel
+from braid.llm_core.peak_meter import PeakMeter, peak_meter
 from braid.llm_core.planned_step import Chunk, PlannedStep
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.sequence import Sequence as TokenSequence
@@ -33,10 +34,7 @@ Rank = tuple[int, int, int]
 """(class, arrival, index in the job): the place of a sequence in the order in which they yield memory, last first."""
 
 STEPS_A_PRICE = 16
-"""Offers carry the same predicted milliseconds for so many steps: to predict in each costs more than it tells."""
-
-REPEATS_A_LESSON = 8
-"""Of the repetitions of a step, every so manyth is predicted and learnt from."""
+"""Offers carry the same predictions for so many steps: to predict in each costs more than it tells."""
 
 WORTH_WAITING_TOKENS = 64
 """A prompt waits for another to be prefilled if that saves it so many tokens: about what one more step costs."""
@@ -69,6 +67,7 @@ class LanguageWorkload:
         memory: of that model's page size.
         cost: learns the milliseconds of a step.
         workspace: of that model and these limits.
+        meter: what measures the peak of a forward call; None for what the model's device has.
     """
 
     name = "language"
@@ -83,6 +82,7 @@ class LanguageWorkload:
         cost: CostModel,
         workspace: StepWorkspace,
         limits: BatchLimits,
+        meter: PeakMeter | None = None,
     ) -> None:
         self.model = model
         self.memory = memory
@@ -92,12 +92,14 @@ class LanguageWorkload:
         self._cost = cost
         self._limits = limits
         self._workspace = workspace
+        self._meter = meter or peak_meter(model.device)
         self._admission = Admission(memory.pages)
         self._jobs: dict[str, Job] = {}
         self._num_admitted = 0
         self._stalled_until = 0.0
         self._offers_priced_until = 0
         self._decode_ms = self._prefill_ms = 0.0
+        self._decode_bytes = self._prefill_bytes = 0
         self._repeatable: PlannedStep | None = None
         """The last step, if another just like it may follow."""
         self._token_rows = np.zeros((3, self._limits.max_step_tokens), dtype=np.int32)
@@ -156,6 +158,8 @@ class LanguageWorkload:
             self._offers_priced_until = self.counters.steps + STEPS_A_PRICE
             self._decode_ms = self._predict_ms(1, 0, 0)
             self._prefill_ms = self._predict_ms(0, self._limits.min_chunk_tokens, 0)
+            self._decode_bytes = self._workspace.predict(1, 1)
+            self._prefill_bytes = self._workspace.predict(self._limits.min_chunk_tokens, 1)
         return [self._offer(job) for job in self._jobs.values()]
 
     def next_wake(self, now: float) -> float | None:
@@ -172,6 +176,7 @@ class LanguageWorkload:
             job.request.request_class,
             job.deadline(),
             self._decode_ms if is_decode else self._prefill_ms,
+            self._decode_bytes if is_decode else self._prefill_bytes,
             tenant=job.request.tenant,
             payload=job,
         )
@@ -188,6 +193,8 @@ class LanguageWorkload:
             self._stalled_until = time.monotonic() + STALL_S
             return StepResult((), "stall", 0, 0.0)
 
+        if step.is_lesson:
+            self._meter.start()
         forward_began = time.perf_counter()
         result = self.model.forward(step.batch, self.memory.pages)
         sampling_began = time.perf_counter()
@@ -195,7 +202,8 @@ class LanguageWorkload:
         sampling_ended = time.perf_counter()
 
         device_ms = (sampling_ended - forward_began) * 1e3
-        self._learn(step, device_ms)
+        if step.is_lesson:
+            self._learn(step, device_ms)
         self._repeatable = step if self._is_repeatable(step) else None
         self._advance(step.chunks, result, tokens)
         step_ms = (time.perf_counter() - began) * 1e3
@@ -211,10 +219,10 @@ class LanguageWorkload:
         )
 
     def _learn(self, step: PlannedStep, device_ms: float) -> None:
-        """Repeated steps are all alike: to learn from each would cost more than it teaches, and make the model forget
-        the others."""
-        if step.times_repeated % REPEATS_A_LESSON == 0:
-            self._cost.observe(self.name, step.features, device_ms)
+        self._cost.observe(self.name, step.features, device_ms)
+        if (peak_bytes := self._meter.stop()) is not None:
+            self._workspace.learn(step.predicted_bytes, peak_bytes)
+            step.peak_bytes = peak_bytes
 
     def _count(self, step: PlannedStep, forward_ms: float, sampling_ms: float, step_ms: float) -> None:
         counters = self.counters
@@ -238,9 +246,9 @@ class LanguageWorkload:
             if not chunks:
                 return None
             step = PlannedStep(jobs, chunks, self._token_rows, self.memory.block_tables)
-            step.peak_bytes = self._peak_bytes(step.batch)
-        if step.times_repeated % REPEATS_A_LESSON == 0:
+        if step.is_lesson:
             step.predicted_ms = self._cost.predict(self.name, step.features)
+            step.peak_bytes = step.predicted_bytes = self._predict_bytes(step.batch)
         return step
 
     @staticmethod
@@ -264,7 +272,7 @@ class LanguageWorkload:
         chunks.sort(key=lambda chunk: chunk.task.sequence.slot)
         return chunks
 
-    def _peak_bytes(self, batch: ForwardBatch) -> int:
+    def _predict_bytes(self, batch: ForwardBatch) -> int:
         num_hidden = 0 if batch.hidden_rows is None else len(batch.hidden_rows)
         return self._workspace.predict(
             len(batch.input_ids), len(batch.logits_rows), num_hidden=num_hidden, num_layers=len(batch.hidden_layers)

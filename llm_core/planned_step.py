@@ -15,6 +15,8 @@ from braid.llm_core.engine.sampling import SamplingState
 from braid.llm_core.job import Job, SequenceTask
 from braid.llm_core.models.model import ForwardBatch, IntArray
 
+REPEATS_A_LESSON = 8
+
 Features = tuple[float, float, float, float]
 """What the time of a step depends on: (1, decode tokens, prefill tokens, keys attended to)."""
 
@@ -44,7 +46,7 @@ class PlannedStep:
     """
 
     __slots__ = ("_token_rows", "batch", "chunks", "features", "jobs", "num_decode", "num_prefill", "peak_bytes",
-                 "predicted_ms", "request_ids", "sampling", "times_repeated")  # fmt: skip
+                 "predicted_bytes", "predicted_ms", "request_ids", "sampling", "times_repeated")  # fmt: skip
 
     def __init__(
         self, jobs: Sequence[Job], chunks: Sequence[Chunk], token_rows: IntArray, block_tables: IntArray
@@ -60,7 +62,9 @@ class PlannedStep:
         """Of each row of logits."""
         self.times_repeated = 0
         self.predicted_ms = 0.0
+        self.predicted_bytes = 0
         self.peak_bytes = 0
+        """As it was measured, or else predicted."""
         self._token_rows = token_rows
         self.batch = self._write(block_tables)
         self.features = self._features()
@@ -68,6 +72,12 @@ class PlannedStep:
     @property
     def is_decode(self) -> bool:
         return self.num_prefill == 0
+
+    @property
+    def is_lesson(self) -> bool:
+        """Whether to predict and to learn from it. Repetitions are all alike: to learn from each would cost more than
+        it teaches, and make the others forgotten."""
+        return self.times_repeated % REPEATS_A_LESSON == 0
 
     def move_on(self) -> None:
         """Become the step after this one, in which each of the same sequences decodes the token that it has got now."""

@@ -1,4 +1,5 @@
-"""The bytes that a step needs beside weights and pages: predicted by the model, leased before the step runs.
+"""The bytes that a step needs beside weights and pages: predicted by the model, leased before the step runs, and
+corrected by what steps were measured to take.
 
 One standing lease, for models keep their buffers from step to step, and a lease a step would cost more than it tells.
 It is large enough for a whole step from the start, where that is a small part of the budget. It grows for hidden
@@ -7,16 +8,20 @@ states, but only out of what no promise to a request needs; otherwise steps stay
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from braid.errors import MemoryPressure
+from braid.errors import CannotFit, MemoryPressure
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.memory.arena import Arena
 from braid.llm_core.models.model import LanguageModel
 
 PART_FROM_THE_START = 1 / 8
 """Of what the weights leave: a workspace up to this is leased at once; beyond, steps have fewer tokens."""
+
+_log = logging.getLogger(__name__)
 
 CanSpare = Callable[[int], bool]
 """Whether the budget can do without so many bytes."""
@@ -36,6 +41,8 @@ class StepWorkspace:
         self._limits = limits
         self._hidden_row_bytes = 4 * model.config.hidden_size
         self._model_bytes = lru_cache(maxsize=1024)(model.workspace_bytes)  # a call is 6 us, and decode repeats its own
+        self._excess = 1.0
+        """What steps took at most, over what their model had predicted."""
         self._room: dict[int, int] = {}
         """Number of hidden layers -> prefill tokens that the lease is known to have room for."""
         least = self._largest(limits.min_chunk_tokens, model.config.num_layers + 1)
@@ -51,7 +58,22 @@ class StepWorkspace:
         Args:
             num_hidden: tokens whose hidden states are wanted, of `num_layers` layers.
         """
-        return self._model_bytes(num_tokens, num_logits) + num_hidden * num_layers * self._hidden_row_bytes
+        num_bytes = self._model_bytes(num_tokens, num_logits) + num_hidden * num_layers * self._hidden_row_bytes
+        return num_bytes if self._excess == 1 else math.ceil(num_bytes * self._excess)
+
+    def learn(self, predicted_bytes: int, measured_bytes: int) -> None:
+        """Take a measured peak into account: what a step took beyond its prediction is expected of all from now on.
+
+        A prediction is an upper bound, so a step that took less teaches nothing.
+        """
+        if measured_bytes <= predicted_bytes:
+            return
+        self._excess *= measured_bytes / predicted_bytes
+        self._room.clear()
+        _log.warning("a step took %d bytes and %d were predicted: leasing more", measured_bytes, predicted_bytes)
+        least = self._largest(self._limits.min_chunk_tokens, 0)
+        if not self._has_room(max(least, measured_bytes), lambda growth: True):
+            _log.warning("the budget has no room for %d bytes of workspace: steps may run short", least)
 
     def prefill_within(self, num_tokens: int, num_layers: int, can_spare: CanSpare) -> int:
         """How many of `num_tokens` one step may compute beside a token of every other sequence.
@@ -85,6 +107,6 @@ class StepWorkspace:
             return False
         try:
             self._lease.resize(num_bytes)
-        except MemoryPressure:
+        except (MemoryPressure, CannotFit):
             return False
         return True

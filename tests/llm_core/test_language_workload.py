@@ -417,3 +417,45 @@ def test_a_page_whose_last_token_was_only_sampled_is_not_cached(rigs: Any) -> No
     rig.submit("follow-up", follow_up, use_prefix_cache=True)
     run_all(rig)
     assert rig.outputs["follow-up"].logits == expected.logits
+
+
+class FixedMeter:
+    """Says of every forward call that it took so many bytes."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self.is_running = False
+
+    def start(self) -> None:
+        self.is_running = True
+
+    def stop(self) -> int:
+        assert self.is_running
+        self.is_running = False
+        return self.num_bytes
+
+
+def test_offers_carry_the_bytes_of_a_step_and_measured_peaks_teach_them(rigs: Any, model: TroubledModel) -> None:
+    rig = rigs(64)
+    rig.workload._meter = meter = FixedMeter(1)
+    rig.submit("a", LONG, use_prefix_cache=False)
+    predicted = model.workspace_bytes(1, 1)
+    assert rig.offers()[0].num_bytes == predicted  # the rig's least chunk is one token
+    prompt = rig.workload.run(rig.offers(), budget_ms=1000)
+    assert prompt.peak_bytes == 1  # as measured; less than predicted teaches nothing
+    rig.workload._offers_priced_until = 0
+    assert rig.offers()[0].num_bytes == predicted
+    meter.num_bytes = 3 * predicted
+    assert rig.workload.run(rig.offers(), budget_ms=1000).peak_bytes == 3 * predicted
+    rig.workload._offers_priced_until = 0
+    assert rig.offers()[0].num_bytes == 3 * predicted
+    meter.num_bytes = 1
+    run_all(rig)
+
+
+def test_where_peaks_cannot_be_measured_the_prediction_is_told(rigs: Any, model: TroubledModel) -> None:
+    rig = rigs(64)
+    rig.submit("a", SHORT, use_prefix_cache=False)
+    assert rig.workload.run(rig.offers(), budget_ms=1000).peak_bytes == model.workspace_bytes(20, 1)
+    for _ in range(5):
+        assert rig.workload.run(rig.offers(), budget_ms=1000).peak_bytes == model.workspace_bytes(1, 1)

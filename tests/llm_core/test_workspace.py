@@ -94,3 +94,27 @@ def test_the_model_is_asked_once_for_each_kind_of_step(monkeypatch: pytest.Monke
         one.predict(8, 8)
         one.prefill_within(20, 0, always)
     assert len(calls) == len(set(calls))
+
+
+def test_a_step_that_took_more_than_predicted_makes_all_predictions_and_the_lease_larger() -> None:
+    one, arena = workspace(100_000)
+    one.learn(one.predict(8, 1), one.predict(8, 1) - 5)
+    assert one.predict(8, 1) == 180
+    assert one.prefill_within(60, 0, always) == 60
+    one.learn(180, 360)
+    assert one.predict(8, 1) == 360
+    one.learn(360, 540)
+    assert one.predict(8, 1) == 540
+    assert one.predict(8, 1, num_hidden=1, num_layers=1) == 3 * (180 + 64)
+    assert one.prefill_within(60, 0, always) == 60
+    assert arena.usage().by_kind == {"workspace": 3 * (10 * 64 + 400)}
+
+
+def test_a_step_beyond_the_budget_is_told_and_later_ones_stay_as_small_as_they_can(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, arena = workspace(2 * LEAST)
+    one.learn(180, 180 * 100)
+    assert arena.usage().leased_bytes == LEAST
+    assert "no room for" in caplog.text
+    assert one.prefill_within(60, 0, always) == LIMITS.min_chunk_tokens
