@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from braid.errors import InvalidRequest, ModelFileError
@@ -56,7 +56,6 @@ def test_no_adapters_give_the_base_itself_and_read_no_file(tmp_path: Path) -> No
         merged_with(weights, store, targets, ("one", 0.1))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_merges_and_removals_restores_the_bits_of_every_layer(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

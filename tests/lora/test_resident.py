@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from braid.errors import InvalidRequest, MemoryPressure
@@ -14,6 +15,7 @@ from braid.tests.lora.lora_rig import (
     copy_of,
     merged_with,
     run_counted,
+    same_bits,
     store_with,
     tiny_weights,
 )
@@ -100,3 +102,20 @@ def test_copies_that_are_their_own_source_are_refused(rig: Rig) -> None:
     other = rig.copies | {"dense16.weight": rig.copies["dense16.weight"].float()}
     with pytest.raises(ValueError, match=r"dense16\.weight"):
         ResidentWeights(other, rig.source, rig.targets, rig.store)
+
+
+@pytest.mark.gpu
+def test_copies_on_a_gpu_are_merged_there_and_restored(rig: Rig) -> None:
+    copies = {name: tensor.to("cuda", copy=True) for name, tensor in rig.source.items()}
+    base = dict(copies)
+    resident = ResidentWeights(copies, rig.source, rig.targets, rig.store)
+    beside = merged_with({k: t.clone() for k, t in copies.items()}, rig.store, rig.targets, ("a", 0.5), ("b", -0.25))
+    held = resident.acquire(A + B)
+    on_cpu = rig.merged(("a", 0.5), ("b", -0.25))
+    for name, tensor in held.weights.items():
+        assert same_bits(tensor.cpu(), beside[name].cpu()), name
+        assert torch.allclose(tensor.cpu().float(), on_cpu[name].float(), rtol=0.13, atol=0.05), name
+    assert not same_bits(copies["dense16.weight"].cpu(), rig.source["dense16.weight"])
+    held.release()
+    resident.acquire([]).release()
+    assert all(same_bits(copies[name].cpu(), rig.source[name]) for name in base)
