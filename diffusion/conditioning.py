@@ -209,8 +209,9 @@ def attention_strength_of_tokens(mask: Tensor, reference: VideoGrid) -> Tensor:
     if mask.shape[1] != wanted:
         raise InvalidRequest(f"attention mask has {mask.shape[1]} frames, the reference has {wanted}")
     small = functional.interpolate(mask.float(), size=(reference.height, reference.width), mode="area")
-    groups = small[:, 1:].unflatten(1, (reference.frames - 1, reference.time_factor)).mean(2)
-    return torch.cat([small[:, :1], groups], 1).flatten(1)
+    shape = (-1, reference.frames - 1, reference.time_factor, reference.height, reference.width)
+    groups = small[:, 1:].reshape(shape) if reference.frames > 1 else small[:, 1:, None]
+    return torch.cat([small[:, :1], groups.mean(2)], 1).flatten(1)
 
 
 def _grown_attention_mask(

@@ -79,7 +79,8 @@ def patchify_video(latents: Tensor) -> Tensor:
 
 def unpatchify_video(tokens: Tensor, frames: int, height: int, width: int) -> Tensor:
     """Tokens (B, F*H*W, C) back to (B, C, F, H, W)."""
-    return tokens.transpose(1, 2).unflatten(2, (frames, height, width))
+    batch, _, channels = tokens.shape
+    return tokens.transpose(1, 2).reshape(batch, channels, frames, height, width)
 
 
 def patchify_audio(latents: Tensor) -> Tensor:
@@ -89,7 +90,8 @@ def patchify_audio(latents: Tensor) -> Tensor:
 
 def unpatchify_audio(tokens: Tensor, channels: int) -> Tensor:
     """Tokens (B, T, C*M) back to (B, C, T, M)."""
-    return tokens.unflatten(2, (channels, -1)).transpose(1, 2)
+    batch, num_tokens, width = tokens.shape
+    return tokens.reshape(batch, num_tokens, channels, width // channels).transpose(1, 2)
 
 
 def free_state(tokens: Tensor, positions: Tensor) -> LatentState:

@@ -110,6 +110,10 @@ def test_tokens_strengths_are_means_over_their_pixels_with_the_first_frame_alone
     assert strengths.tolist() == [[1, 0, 1, 0, 0.5, 0.5, 0, 0]]
 
 
+def test_a_reference_of_one_frame_takes_its_strengths_from_one_picture() -> None:
+    assert attention_strength_of_tokens(torch.ones(1, 1, 4, 4), VideoGrid(1, 2, 2)).tolist() == [[1, 1, 1, 1]]
+
+
 def test_a_mask_holds_what_it_marks_and_leaves_the_rest_as_it_was() -> None:
     held = hold_masked(state(), torch.full((1, 12, 4), 3.0), torch.eye(12)[:1], strength=0.75)
     assert held.denoise_mask[0, :, 0].tolist() == [0.25] + [1] * 11
@@ -147,7 +151,7 @@ def test_appending_to_a_batch_gives_each_sample_its_own_mask() -> None:
 
 
 def test_latents_of_another_size_are_refused_with_both() -> None:
-    with pytest.raises(InvalidRequest, match="1x2.*2x2"):
+    with pytest.raises(InvalidRequest, match=r"1x2.*2x2"):
         hold_latent_frames(state(), clip(1, 1, 2), GRID)
 
 
@@ -163,5 +167,5 @@ def test_a_strength_beyond_0_to_1_is_refused(strength: float) -> None:
 
 
 def test_an_attention_video_of_another_length_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="8 frames.*9"):
+    with pytest.raises(InvalidRequest, match=r"8 frames.*9"):
         attention_strength_of_tokens(torch.zeros(1, 8, 4, 4), VideoGrid(2, 2, 2))

@@ -68,7 +68,7 @@ def hold_image(scene: Scene, state: LatentState, part: str, text: str) -> Latent
 def keyframe(scene: Scene, state: LatentState, part: str, text: str) -> LatentState:
     """`keyframe17_s0.6`, `keyframe_clip_at0_9px`, or a `keyframe` whose place only the description tells."""
     is_clip = "clip" in part
-    place = number(r"keyframe[a-z_]*(\d+)", part, number(r"keyframe.*?pixel (?:frame )?(\d+)", text, 0))
+    place = number(r"keyframe(?:_clip_at)?(\d+)", part, number(r"keyframe.*?pixel (?:frame )?(\d+)", text, 0))
     num_pixel_frames = number(r"_(\d+)px", part, 0)
     return append_keyframes(
         state,

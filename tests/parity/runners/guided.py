@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from braid.diffusion.guidance import Guidance, GuidanceMemory, Pass, combine
@@ -60,7 +62,7 @@ def run_combine(case: Case) -> Iterator[Comparison]:
             yield Comparison(f"out_bf16.{name}", combine(guidance, halves), expected, allowed)
 
 
-def make_stream(tensors: Tensors, name: str, sigma: Tensor, *, is_negative: bool) -> Stream | None:
+def make_stream(tensors: Tensors, name: str, sigma: Tensor, *, is_negative: bool, is_enabled: bool) -> Stream | None:
     if f"in.{name}.latent" not in tensors:
         return None
     latents = tensors[f"in.{name}.latent"]
@@ -71,6 +73,7 @@ def make_stream(tensors: Tensors, name: str, sigma: Tensor, *, is_negative: bool
         positions=tensors[f"in.{name}.positions"],
         context=tensors[f"in.{name}.{'negative_context' if is_negative else 'context'}"],
         attention_mask=tensors.get(f"in.{name}.attention_mask"),
+        enabled=is_enabled,
     )
 
 
@@ -81,33 +84,49 @@ def perturbation(kind: Pass, guidance: AudioVideo[Guidance]) -> Perturbation:
     return ISOLATED if kind is Pass.ISOLATED else UNPERTURBED
 
 
-def estimates_of(
-    model: LTX2Transformer, streams: AudioVideo[Stream], kind: Pass, guidance: AudioVideo[Guidance]
-) -> AudioVideo[Tensor]:
-    velocities = model.forward(streams, perturbation(kind, guidance))
-    return each(lambda stream, velocity: denoised(stream.latents, stream.timesteps, velocity), streams, velocities)
+@dataclass(frozen=True)
+class Scene:
+    """A case's model, inputs and guidance."""
+
+    model: LTX2Transformer
+    tensors: Tensors
+    sigma: Tensor
+    guidance: AudioVideo[Guidance]
+
+    def run(self, kind: Pass, is_enabled: AudioVideo[bool]) -> dict[str, Tensor]:
+        """The x0 estimates of one pass, by stream."""
+        is_negative = kind is Pass.UNCONDITIONAL
+        flags = zip(MODALITIES, (is_enabled.video, is_enabled.audio), strict=True)
+        streams = AudioVideo(
+            *(
+                make_stream(self.tensors, name, self.sigma, is_negative=is_negative, is_enabled=bool(is_on))
+                for name, is_on in flags
+            )
+        )
+        velocities = self.model.forward(streams, perturbation(kind, self.guidance))
+        return by_name(
+            each(lambda stream, velocity: denoised(stream.latents, stream.timesteps, velocity), streams, velocities)
+        )
 
 
 def run_guided(case: Case) -> Iterator[Comparison]:
     """Every pass, the guided estimate, and the plain one: the conditional pass alone."""
     tensors, step_index = case.tensors(), int(case.info["step_index"])
-    model, sigma = load_transformer(case), tensors["in.sigmas"][step_index]
     guidance = AudioVideo(
         *(read_guidance(case.info[f"{name}_params"]) if f"in.{name}.latent" in tensors else None for name in MODALITIES)
     )
-    plan = GuidanceMemory().plan(guidance, step_index)
-    found: dict[Pass, AudioVideo[Tensor]] = {}
-    for kind in plan.passes:
-        is_negative = kind is Pass.UNCONDITIONAL
-        streams = AudioVideo(*(make_stream(tensors, name, sigma, is_negative=is_negative) for name in MODALITIES))
-        found[kind] = estimates_of(model, streams, kind, guidance)
+    scene = Scene(load_transformer(case), tensors, tensors["in.sigmas"][step_index], guidance)
+    # as if there were estimates to reuse, so that a stream which may skip does
+    plan = GuidanceMemory(guidance.map(lambda part: torch.empty(0))).plan(guidance, step_index)
+    found = {kind: scene.run(kind, plan.is_enabled) for kind in plan.passes}
     ours: dict[str, Tensor] = {}
     for kind, estimates in found.items():
-        ours |= {f"out.{name}.{kind.value}": estimate for name, estimate in by_name(estimates).items()}
-    ours |= {f"out.simple.{name}": estimate for name, estimate in by_name(found[Pass.CONDITIONAL]).items()}
+        ours |= {f"out.{name}.{kind.value}": estimate for name, estimate in estimates.items()}
+    simple = scene.run(Pass.CONDITIONAL, guidance.map(lambda part: True))
+    ours |= {f"out.simple.{name}": estimate for name, estimate in simple.items()}
     for name, part in zip(MODALITIES, (guidance.video, guidance.audio), strict=True):
-        if part is not None:
-            ours[f"out.{name}.denoised"] = combine(part, {kind: by_name(pair)[name] for kind, pair in found.items()})
+        if part is not None and found:
+            ours[f"out.{name}.denoised"] = combine(part, {kind: pair[name] for kind, pair in found.items()})
     yield from compare_all(tensors, ours, tolerance(case, NETWORK_TOLERANCE))
 
 
