@@ -137,16 +137,19 @@ class TextProjection:
         for prefix in _PREFIXES:
             weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
         self.is_version_2 = is_version_2(config)
-        self._projections = {stream: self._projection(config, weights, stream) for stream in STREAMS}
+        self._projections: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._configs: dict[str, ConnectorConfig] = {}
         self._connectors: dict[str, Any] = {}
         for stream in STREAMS:
             own = with_prefix(weights, f"{stream}_embeddings_connector.")
-            if not own and stream == "audio":
-                continue  # a model of video alone
+            if not own:
+                continue  # a model of the other stream alone
+            self._projections[stream] = self._projection(config, weights, stream)
             self._configs[stream] = read_connector_config(config, stream, own)
             make = partial(_make_connector, self._configs[stream])
             self._connectors[stream] = build_module(f"the {stream} connector", make, own, _NAMES)
+        if not self._connectors:
+            raise ModelFileError(f"{config.path}: there are no tensors of a text connector")
 
     def _projection(self, config: Section, weights: Mapping[str, Tensor], stream: str) -> tuple[Tensor, Tensor | None]:
         name = f"{stream}_aggregate_embed" if self.is_version_2 else "aggregate_embed"
@@ -174,7 +177,7 @@ class TextProjection:
 
     def features(self, hidden_states: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """What each connector is given: (B, T, width of the stream)."""
-        return {stream: self._features(stream, hidden_states, attention_mask) for stream in STREAMS}
+        return {stream: self._features(stream, hidden_states, attention_mask) for stream in self._connectors}
 
     def predicted_bytes(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> int:
         """Peak of what `pieces` allocates for hidden states of (B, T, D, L), weights not counted."""
@@ -190,7 +193,7 @@ class TextProjection:
 
     def _check(self, hidden_states: Tensor) -> None:
         hidden_size, num_layers = hidden_states.shape[2:]
-        width = self._projections["video"][0].shape[1]
+        width = next(iter(self._projections.values()))[0].shape[1]
         if hidden_size * num_layers != width:
             raise InvalidRequest(
                 f"the text projection needs {width} values per token, but the language model gave hidden states of "
@@ -228,7 +231,7 @@ class TextProjection:
                     x = block(x, attention_mask=mask, rotary_emb=rotary)
             with torch.inference_mode():
                 contexts[stream] = connector.norm_out(x)
-        return PromptEmbeds(contexts["video"], contexts.get("audio"))
+        return PromptEmbeds(contexts.get("video"), contexts.get("audio"))
 
     @torch.inference_mode()
     def _features(
