@@ -21,9 +21,9 @@ from braid.diffusion.sampling_state import (
     Evaluation,
     Sampler,
     SamplerState,
-    blended,
     checked_sigmas,
-    start,
+    evaluate,
+    start_with_noise,
 )
 
 LAST_SIGMA = 0.0011
@@ -81,19 +81,14 @@ def res_2s(
     checked_sigmas(levels)
     ends_clean = bool(levels[-1] == 0)
     num_steps = len(levels) - 2 if ends_clean else len(levels) - 1
-    if state is None:
-        noise.begin_stage()
-    else:
-        assert state.noise is not None
-        noise.restore(state.noise)
-    state = start(streams, state)
+    state = start_with_noise(streams, state, noise)
     for step in range(state.step, num_steps):
         latents = yield from _step(state.latents, levels, step, streams, noise, options)
         state = SamplerState(step + 1, latents, noise=noise.state())
         yield state
     if not ends_clean:
         return state.latents
-    denoised = yield from _evaluate(state.latents, float(levels[num_steps]), num_steps, streams)
+    denoised = yield from evaluate(state.latents, float(levels[num_steps]), num_steps, streams)
     return denoised.map(lambda x: x.to(options.model_dtype))
 
 
@@ -113,17 +108,17 @@ def _step(
     reach = h * weights.a21
     anchors = latents.map(Tensor.double)
 
-    first = (yield from _evaluate(latents, sigma, step, streams)).map(Tensor.double)
+    first = (yield from evaluate(latents, sigma, step, streams)).map(Tensor.double)
     middles = each(lambda anchor, d1: anchor + reach * (d1 - anchor), anchors, first)
     middle_levels = torch.tensor([sigma, midpoint], dtype=torch.float64)
     to_midpoint = _Noising(middle_levels, options.substep_eta, options.is_legacy)
     middles = each(to_midpoint, anchors, middles, streams, _draws(noise.substep, middles))
-    if h < _BONG_MAX_H and sigma > _BONG_MIN_SIGMA:
+    if options.bong_iterations > 0 and h < _BONG_MAX_H and sigma > _BONG_MIN_SIGMA:
         pull = partial(pulled_anchor, reach=reach, iterations=options.bong_iterations)
         anchors = each(pull, anchors, middles, first)
 
     seen = middles.map(lambda x: x.to(options.model_dtype))
-    second = yield from _evaluate(seen, midpoint, 0, streams)
+    second = yield from evaluate(seen, midpoint, 0, streams)
     ends = each(
         lambda anchor, d1, d2: anchor + h * (weights.b1 * (d1 - anchor) + weights.b2 * (d2 - anchor)),
         anchors,
@@ -133,14 +128,6 @@ def _step(
     to_end = _Noising(levels[step : step + 2], options.eta, options.is_legacy)
     ends = each(to_end, anchors, ends, streams, _draws(noise.step, ends))
     return ends.map(lambda x: x.to(options.model_dtype))
-
-
-def _evaluate(
-    latents: AudioVideo[Tensor], sigma: float, step_index: int, streams: AudioVideo[LatentState]
-) -> Generator[Evaluation, Answer, AudioVideo[Tensor]]:
-    answer = yield Evaluation(latents, sigma, step_index)
-    assert isinstance(answer, AudioVideo)
-    return blended(answer, streams)
 
 
 def pulled_anchor(anchor: Tensor, middle: Tensor, d1: Tensor, *, reach: float, iterations: int) -> Tensor:
@@ -177,8 +164,8 @@ class _Noising:
 def noised(anchor: Tensor, end: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor, eta: float) -> Tensor:
     """The end of a straight step from sigma to sigma_next, with noise of level eta * sigma_next for its own.
 
-    Sigmas are scalars or (B, T, 1). As in the official code nothing is noised where any of the levels is
-    0: one token that is held exactly keeps its whole stream from noise, in the mode with a sigma for each token.
+    Sigmas are scalars or (B, T, 1). As in the official code nothing is noised where any of the levels is 0: in the mode
+    with a sigma for each token, one token that is held exactly keeps its whole stream from noise.
     """
     scale, sigma_down, sigma_up = noise_split(sigma_next, eta)
     if (sigma_up == 0).any():

@@ -16,14 +16,15 @@ from torch import Tensor
 from braid.diffusion.latents import AudioVideo, LatentState, each
 from braid.diffusion.noise import NoiseSource
 from braid.diffusion.sampling_state import (
-    Answer,
     Estimates,
     Evaluation,
     Sampler,
     SamplerState,
     blended,
     checked_sigmas,
+    evaluate,
     start,
+    start_with_noise,
 )
 
 Streams = AudioVideo[LatentState]
@@ -36,7 +37,7 @@ def euler(state: SamplerState | None, sigmas: Tensor, streams: Streams) -> Sampl
     levels, state = checked_sigmas(sigmas), start(streams, state)
     for step in range(state.step, len(levels) - 1):
         sigma, sigma_next = levels[step], levels[step + 1]
-        denoised = blended(_estimates((yield Evaluation(state.latents, sigma, step))), streams)
+        denoised = yield from evaluate(state.latents, sigma, step, streams)
         latents = each(partial(_euler_step, sigma=sigma, sigma_next=sigma_next), state.latents, denoised)
         state = SamplerState(step + 1, latents)
         yield state
@@ -48,7 +49,7 @@ def gradient_estimation(state: SamplerState | None, sigmas: Tensor, streams: Str
     levels, state = checked_sigmas(sigmas), start(streams, state)
     for step in range(state.step, len(levels) - 1):
         sigma, sigma_next = levels[step], levels[step + 1]
-        denoised = blended(_estimates((yield Evaluation(state.latents, sigma, step))), streams)
+        denoised = yield from evaluate(state.latents, sigma, step, streams)
         velocity = each(partial(_velocity, sigma=sigma), state.latents, denoised)
         if sigma_next == 0:
             state = SamplerState(step + 1, denoised, velocity)
@@ -66,10 +67,10 @@ def euler_ancestral(
     state: SamplerState | None, sigmas: Tensor, streams: Streams, *, noise: NoiseSource, eta: float = 1.0
 ) -> Sampler:
     """Euler that steps below the next level and is noised back up to it; `eta` 0 adds no noise."""
-    levels, state = checked_sigmas(sigmas), _start_with_noise(streams, state, noise)
+    levels, state = checked_sigmas(sigmas), start_with_noise(streams, state, noise)
     for step in range(state.step, len(levels) - 1):
         sigma, sigma_next = levels[step], levels[step + 1]
-        denoised = blended(_estimates((yield Evaluation(state.latents, sigma, step))), streams)
+        denoised = yield from evaluate(state.latents, sigma, step, streams)
         if sigma_next == 0:
             latents = denoised
         else:
@@ -85,7 +86,7 @@ def euler_cfg_pp(
     state: SamplerState | None, sigmas: Tensor, streams: Streams, *, noise: NoiseSource, eta: float = 1.0
 ) -> Sampler:
     """CFG++: moves to the guided estimate, in the direction of the unconditional one; ancestral where `eta` > 0."""
-    levels, state = checked_sigmas(sigmas), _start_with_noise(streams, state, noise)
+    levels, state = checked_sigmas(sigmas), start_with_noise(streams, state, noise)
     for step in range(state.step, len(levels) - 1):
         sigma, sigma_next = levels[step], levels[step + 1]
         answer = yield Evaluation(state.latents, sigma, step, needs_unconditional=True)
@@ -100,21 +101,6 @@ def euler_cfg_pp(
         state = SamplerState(step + 1, latents, noise=noise.state())
         yield state
     return state.latents
-
-
-def _start_with_noise(streams: Streams, state: SamplerState | None, noise: NoiseSource) -> SamplerState:
-    """As `start`; puts the source where the state left it."""
-    if state is None:
-        noise.begin_stage()
-    else:
-        assert state.noise is not None
-        noise.restore(state.noise)
-    return start(streams, state)
-
-
-def _estimates(answer: Answer) -> AudioVideo[Tensor]:
-    assert isinstance(answer, AudioVideo)
-    return answer
 
 
 def _fine(x: Tensor) -> Tensor:

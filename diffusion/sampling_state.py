@@ -16,7 +16,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from braid.diffusion.latents import AudioVideo, LatentState, blend_clean, each
-from braid.diffusion.noise import NoiseState
+from braid.diffusion.noise import NoiseSource, NoiseState
 from braid.errors import InvalidRequest
 
 
@@ -61,6 +61,25 @@ Sampler: TypeAlias = Generator[Evaluation | SamplerState, Answer, AudioVideo[Ten
 def start(streams: AudioVideo[LatentState], state: SamplerState | None) -> SamplerState:
     """The given state, or that of a sampler which has done nothing yet."""
     return SamplerState(0, streams.map(lambda stream: stream.latents)) if state is None else state
+
+
+def start_with_noise(streams: AudioVideo[LatentState], state: SamplerState | None, noise: NoiseSource) -> SamplerState:
+    """As `start`; puts the source where the state left it, or at the beginning of a stage."""
+    if state is None:
+        noise.begin_stage()
+    else:
+        assert state.noise is not None, "the state is of a sampler without noise"
+        noise.restore(state.noise)
+    return start(streams, state)
+
+
+def evaluate(
+    latents: AudioVideo[Tensor], sigma: float, step_index: int, streams: AudioVideo[LatentState]
+) -> Generator[Evaluation, Answer, AudioVideo[Tensor]]:
+    """Ask for D(latents, sigma) and blend it with what is held."""
+    answer = yield Evaluation(latents, sigma, step_index)
+    assert isinstance(answer, AudioVideo)
+    return blended(answer, streams)
 
 
 def blended(denoised: AudioVideo[Tensor], streams: AudioVideo[LatentState]) -> AudioVideo[Tensor]:

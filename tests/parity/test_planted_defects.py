@@ -26,7 +26,7 @@ DEFECTS = {
         "blend_clean(noised(anchor, end, sigma, sigma_next, noise, self.eta), stream)",
         "noised(anchor, end, sigma, sigma_next, noise, self.eta)",
     ),
-    "the anchor of long steps is pulled": ("if h < _BONG_MAX_H and sigma", "if sigma"),
+    "the anchor of long steps is pulled": (" and h < _BONG_MAX_H and", " and"),
     "noise is not normalised over all": ("noise.step, ends", "(lambda *a, **b: noise.step(*a, **b) * 1.01), ends"),
 }
 
