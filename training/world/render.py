@@ -41,7 +41,7 @@ def distance_to(shape: str, p: Tensor) -> Tensor:
     Args:
         p: (..., 2), x to the right and y down.
     """
-    length = torch.linalg.vector_norm(p, dim=-1)
+    length: Tensor = torch.linalg.vector_norm(p, dim=-1)
     if shape == "circle":
         return length - 0.95
     if shape == "ring":
@@ -105,6 +105,12 @@ def _clip(scene: Scene, num_frames: int, rows: Tensor, columns: Tensor, pixel: f
     if scene.style == "night":
         frames = frames * torch.tensor(NIGHT, device=rows.device)[:, None, None, None]
     return frames.contiguous()
+
+
+def background_picture(background: Background, phase: float, height: int, width: int) -> Tensor:
+    """A background alone, (3, height, width) in [0, 1]."""
+    rows, columns = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    return _background(background, phase, rows, columns, 1.0 / height).expand(3, height, width)
 
 
 def _background(background: Background, phase: float, rows: Tensor, columns: Tensor, pixel: float) -> Tensor:
