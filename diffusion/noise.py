@@ -163,7 +163,8 @@ class RecordedNoise:
 def normalised(noise: Tensor) -> Tensor:
     """Mean 0 and (unbiased) standard deviation 1, over everything and then over the last two dimensions.
 
-    Of patchified (B, T, C) noise the last two are all of one sample. Never over more than one request.
+    Of patchified (B, T, C) noise the last two are all of one sample. Never over more than one request. The first of the
+    two changes nothing but rounding, which is official too.
     Source: specs of LTX-2, res_2s.
     """
     noise = (noise - noise.mean()) / noise.std()

@@ -38,6 +38,12 @@ def test_the_default_is_exact_where_the_official_arithmetic_cancels(num_tokens: 
     assert torch.equal(ltx2_sigmas(15, num_tokens), schedule.sigmas(15, num_tokens, precision="exact"))
 
 
+def test_the_default_is_exact_where_rounding_makes_neighbours_equal() -> None:
+    schedule = ShiftedSchedule()
+    assert (schedule.sigmas(100, 32_000, precision="official").diff() == 0).any()
+    assert torch.equal(ltx2_sigmas(100, 32_000), schedule.sigmas(100, 32_000, precision="exact"))
+
+
 @given(num_steps=st.integers(2, 60), num_tokens=st.integers(1, 4096))
 def test_the_exact_schedule_is_the_official_one_without_its_rounding(num_steps: int, num_tokens: int) -> None:
     official, exact = (
