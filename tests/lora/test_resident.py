@@ -49,6 +49,7 @@ def test_copies_change_in_place_and_the_source_does_not(rig: Rig) -> None:
     held.release()
     rig.resident.acquire([]).release()
     assert all_same_bits(rig.copies, rig.source)
+    assert run_counted(rig.resident.acquiring([]))[1] == []
     assert all_same_bits(rig.source, tiny_weights())
     assert {name: tensor.data_ptr() for name, tensor in rig.copies.items()} == addresses
 
