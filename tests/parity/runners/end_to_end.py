@@ -63,7 +63,8 @@ def _outputs(state: PipelineState, result: GenerationResult) -> dict[str, Tensor
         "out.stage2.video": result.latents.video,
     }
     if result.latents.audio is not None:
-        found |= {"out.stage1.audio": result.latents.audio, "out.stage2.audio_discarded": state.results["stage_2.audio"]}
+        found["out.stage1.audio"] = result.latents.audio
+        found["out.stage2.audio_discarded"] = state.results["stage_2.audio"]
     return found
 
 
