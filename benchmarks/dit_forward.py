@@ -74,7 +74,8 @@ def measure_dtype(config: TransformerConfig, dtype: torch.dtype, sizes: list[int
             row = compare(problem, ours, theirs, runs) | {"dtype": str(dtype).removeprefix("torch."), "peak": peak}
             rows.append(row)
             print(
-                {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True
+                {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()},
+                flush=True,
             )
     return rows
 
