@@ -18,7 +18,7 @@ from torch.nn import functional
 from braid.diffusion.latents import patchify_audio, unpatchify_audio
 from braid.diffusion.models.ltx2.audio_geometry import read_audio_geometry
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, with_prefix, work
+from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, with_prefix, without_memory, work
 from braid.diffusion.models.ltx2.peak_memory import peak_bytes
 from braid.diffusion.models.ltx2.statistics import read_statistics
 
@@ -204,6 +204,5 @@ def _run_blocks(blocks: Iterable[Any], hidden_states: Tensor) -> Pieces[Tensor]:
 
 
 def _predicted(make: Callable[[], Any], run: Callable[[Any, Tensor], Pieces[Tensor]], meta_input: Tensor) -> int:
-    with torch.device("meta"):
-        network = make().to(meta_input.dtype).requires_grad_(False)
+    network = without_memory(make, meta_input.dtype)
     return peak_bytes(lambda: finish(run(network, meta_input)))

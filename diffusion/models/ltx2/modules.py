@@ -75,6 +75,15 @@ def build_module(what: str, make: Callable[[], M], weights: Mapping[str, Tensor]
     return module.eval().requires_grad_(False)
 
 
+def without_memory(make: Callable[[], M], dtype: torch.dtype) -> M:
+    """The same module on the meta device, to predict with: it has shapes and a dtype, and no weights."""
+    with torch.device("meta"):
+        module = make()
+    # Not `module.to`: diffusers' own logs a warning on every change of dtype.
+    nn.Module.to(module, dtype=dtype)
+    return module.requires_grad_(False)
+
+
 def _check_tensors(what: str, expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> None:
     problems = [f"missing {key} {tuple(expected[key])}" for key in sorted(expected.keys() - weights.keys())]
     problems += [f"unexpected {key} {tuple(weights[key].shape)}" for key in sorted(weights.keys() - expected.keys())]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.modules import KeyNames, Pieces, build_module, finish, with_prefix
+from braid.diffusion.models.ltx2.modules import KeyNames, Pieces, build_module, finish, with_prefix, without_memory
 from braid.diffusion.models.ltx2.peak_memory import peak_bytes
 from braid.diffusion.operations import PromptEmbeds
 from braid.errors import InvalidRequest, ModelFileError, UnsupportedModel
@@ -181,8 +181,10 @@ class TextProjection:
 
     def predicted_bytes(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> int:
         """Peak of what `pieces` allocates for hidden states of (B, T, D, L), weights not counted."""
-        with torch.device("meta"):
-            connectors = {stream: _make_connector(self._configs[stream]).to(dtype) for stream in self._connectors}
+        connectors = {
+            stream: without_memory(partial(_make_connector, self._configs[stream]), dtype)
+            for stream in self._connectors
+        }
         hidden_states = torch.empty(shape, dtype=dtype, device="meta")
         mask = torch.empty(shape[:2], dtype=torch.int64, device="meta")
         meta = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, work
+from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, without_memory, work
 from braid.diffusion.models.ltx2.peak_memory import peak_bytes
 from braid.diffusion.models.ltx2.statistics import LatentStatistics
 from braid.errors import InvalidRequest, ModelFileError
@@ -96,8 +96,7 @@ class LatentUpsampler:
 
     def predicted_bytes(self, latent_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
         """Peak of what `pieces` allocates for (F', H', W') latents, weights not counted."""
-        with torch.device("meta"):
-            network = self._make().to(dtype).requires_grad_(False)
+        network = without_memory(self._make, dtype)
         latents = torch.empty((1, self._options["in_channels"], *latent_shape), dtype=dtype, device="meta")
         return peak_bytes(lambda: finish(self._run(network, latents)))
 

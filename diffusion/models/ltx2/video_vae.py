@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, with_prefix, work
+from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, with_prefix, without_memory, work
 from braid.diffusion.models.ltx2.peak_memory import peak_bytes
 from braid.diffusion.models.ltx2.statistics import read_statistics
 from braid.diffusion.models.ltx2.tiling import GroupPixels, TilingPlan
@@ -72,8 +72,7 @@ class VideoEncoder:
 
     def predicted_bytes(self, num_frames: int, height: int, width: int, dtype: torch.dtype) -> int:
         """Peak of what `pieces` allocates for a clip, weights not counted."""
-        with torch.device("meta"):
-            network = EncoderNetwork(self._config).to(dtype).requires_grad_(False)
+        network = without_memory(lambda: EncoderNetwork(self._config), dtype)
         shape = (1, self._config.num_colours, num_frames, height, width)
         return peak_bytes(lambda: finish(self._run(network, torch.empty(shape, dtype=dtype, device="meta"))))
 
@@ -184,8 +183,7 @@ class VideoDecoder:
 
         A group's sum comes on top: `3 * frames * height * width * 4` bytes, and the share that is carried on.
         """
-        with torch.device("meta"):
-            network = DecoderNetwork(self._config).to(dtype).requires_grad_(False)
+        network = without_memory(lambda: DecoderNetwork(self._config), dtype)
         latents = torch.empty((1, self.geometry.num_channels, *latent_shape), dtype=dtype, device="meta")
         return peak_bytes(lambda: finish(self._run(network, latents, torch.empty_like(latents), None)))
 

@@ -53,6 +53,18 @@ def test_neither_the_side_nor_the_content_of_padding_matters(version: int) -> No
     assert not torch.equal(left.video, projection(*make_prompt(6, is_left=True)).video)  # type: ignore[arg-type]
 
 
+def test_the_words_and_their_order_matter() -> None:
+    projection = make_projection()
+    hidden_states, mask = make_prompt(5, is_left=True)
+    swapped = hidden_states.clone()
+    swapped[:, [-1, -2]] = hidden_states[:, [-2, -1]]
+    first, second = projection(hidden_states, mask).video, projection(swapped, mask).video
+    assert first is not None and second is not None
+    assert (first - second).abs().max() > 1e-3
+    peak = projection.predicted_bytes((1, NUM_TOKENS, HIDDEN_SIZE, NUM_LAYERS), torch.float32)
+    assert peak > hidden_states.nbytes
+
+
 def test_prompts_that_take_turns_get_the_bits_they_get_alone() -> None:
     projection = make_projection()
     first, second = projection.pieces(*make_prompt(5, is_left=True)), projection.pieces(*make_prompt(9, is_left=True))
