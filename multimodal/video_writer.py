@@ -1,0 +1,160 @@
+"""Writing a video with sound, chunk by chunk, as an MP4 whose bytes follow from its frames and samples alone."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from braid.errors import InvalidRequest
+from braid.multimodal.atomic_file import AtomicFile
+from braid.multimodal.frame_counts import exact_frame_rate
+from braid.multimodal.h264 import BIT_EXACT, DEFAULT_CRF, add_video_stream, as_yuv, check_crf
+
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+AAC_BITS_PER_SECOND = 192_000
+LAYOUTS = {1: "mono", 2: "stereo"}
+
+
+class VideoWriter:
+    """H.264 (BT.709, 4:2:0) and AAC in MP4; nothing is under `path` until `close` has returned.
+
+    Frames come first and sound after them, both in as many chunks as one likes: the cuts do not change the file. An odd
+    height or width is made even by repeating the last row or column, because 4:2:0 has none. As a context manager it
+    closes at the end and aborts when an error passes.
+
+    Args:
+        frame_rate: kept exactly; 23.976 means 24000/1001.
+        sample_rate: of the sound, in Hz; None for a silent video.
+    Raises:
+        InvalidRequest: a size, rate or quality that cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        height: int,
+        width: int,
+        frame_rate: float | Fraction,
+        sample_rate: int | None = None,
+        num_channels: int = 2,
+        crf: int = DEFAULT_CRF,
+    ) -> None:
+        import av
+
+        check_crf(crf)
+        _check_sound(sample_rate, num_channels)
+        self.frame_rate = exact_frame_rate(frame_rate)
+        self.num_frames = 0
+        self.num_samples = 0
+        self._height, self._width = height, width
+        self._num_channels, self._sample_rate = num_channels, sample_rate
+        self._file = AtomicFile(path)
+        options = {"movflags": "+faststart", **BIT_EXACT}
+        self._container: Any = av.open(str(self._file.temporary), "w", format="mp4", options=options)
+        try:
+            self._video = add_video_stream(
+                self._container, self.frame_rate, height + height % 2, width + width % 2, crf
+            )
+            self._audio = None if sample_rate is None else self._add_audio_stream(sample_rate)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _add_audio_stream(self, sample_rate: int) -> Any:
+        stream = self._container.add_stream("aac", rate=sample_rate, layout=LAYOUTS[self._num_channels])
+        stream.bit_rate = AAC_BITS_PER_SECOND
+        stream.time_base = Fraction(1, sample_rate)
+        return stream
+
+    def add_frames(self, frames: Tensor) -> None:
+        """Encode the next frames.
+
+        Args:
+            frames: (F, H, W, 3) uint8 on the CPU.
+        """
+        assert tuple(frames.shape[1:]) == (self._height, self._width, 3), frames.shape
+        assert not self.num_samples, "frames come before the sound"
+        for frame in _made_even(frames):
+            yuv = as_yuv(frame)
+            yuv.pts, yuv.time_base = self.num_frames, 1 / self.frame_rate
+            self._container.mux(self._video.encode(yuv))
+            self.num_frames += 1
+
+    def add_audio(self, samples: Tensor) -> None:
+        """Encode the next samples.
+
+        Args:
+            samples: (channels, n) float32, clamped to [-1, 1].
+        """
+        import av
+
+        assert self._audio is not None and self._sample_rate, "a silent video has no sound"
+        assert samples.shape[0] == self._num_channels, samples.shape
+        if samples.shape[1] == 0:
+            return
+        planes = samples.detach().cpu().float().clamp(-1, 1).contiguous().numpy()
+        frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=LAYOUTS[self._num_channels])
+        frame.sample_rate, frame.pts = self._sample_rate, self.num_samples
+        frame.time_base = Fraction(1, self._sample_rate)
+        self._container.mux(self._audio.encode(frame))
+        self.num_samples += samples.shape[1]
+
+    def close(self) -> Path:
+        """Finish the file and give it its name.
+
+        Raises:
+            InvalidRequest: it has no frame.
+        """
+        try:
+            if not self.num_frames:
+                raise InvalidRequest("a video needs at least one frame")
+            for stream in filter(None, (self._video, self._audio)):
+                self._container.mux(stream.encode(None))
+            self._container.close()
+            self._file.commit()
+        except BaseException:
+            self.abort()
+            raise
+        return self._file.path
+
+    def abort(self) -> None:
+        """Give up and remove what was written."""
+        try:
+            self._container.close()
+        finally:
+            self._file.discard()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _check_sound(sample_rate: int | None, num_channels: int) -> None:
+    if sample_rate is not None and sample_rate not in AAC_RATES:
+        rates = ", ".join(map(str, AAC_RATES))
+        raise InvalidRequest(f"sample_rate={sample_rate} cannot be written as AAC; it must be one of {rates}")
+    if num_channels not in LAYOUTS:
+        raise InvalidRequest(f"a video has 1 or 2 channels of sound, not {num_channels}")
+
+
+def _made_even(frames: Tensor) -> Tensor:
+    """(F, H, W, 3) with the last row and column repeated where their number is odd."""
+    odd_rows, odd_columns = frames.shape[1] % 2, frames.shape[2] % 2
+    if not odd_rows and not odd_columns:
+        return frames
+    planes = frames.permute(0, 3, 1, 2).float()  # (F, 3, H, W)
+    padded = functional.pad(planes, (0, odd_columns, 0, odd_rows), mode="replicate")
+    return padded.to(frames.dtype).permute(0, 2, 3, 1)
