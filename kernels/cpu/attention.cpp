@@ -35,33 +35,50 @@ Span visible_blocks(const QueryTile& tile, int chunk) {
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
 }
 
-// scores[r][16 * b ..] of B blocks at once; each score adds up its products in the order of the head's dimensions.
+// sum[r][b] += one channel of R queries times that of B blocks of keys.
 template <int R, int B>
-void score_blocks(const float* queries, const Block* blocks, int head_dim, float* scores) {
-    Floats sum[R][B];
+[[gnu::always_inline]] inline void add_channel(const float* queries, const Block* blocks, int d, Floats (*sum)[B]) {
+    Floats key[B];
+#pragma GCC unroll 4
+    for (int b = 0; b < B; b++) {
+        key[b] = load_int16(blocks[b].keys + d * kPageTokens);
+        if (d % 2 == 0) prefetch(blocks[b].values + d * kPageTokens);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) sum[r][b] = zeros();
+        for (int b = 0; b < B; b++) sum[r][b] = fma(splat(queries[d * R + r]), key[b], sum[r][b]);
     }
-    for (int d = 0; d < head_dim; d++, queries += R) {
-        Floats key[B];
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-            key[b] = load_int16(blocks[b].keys + d * kPageTokens);
-            if (d % 2 == 0) prefetch(blocks[b].values + d * kPageTokens);
-        }
+}
+
+// scores[r][16 * b ..] of B blocks at once; each score adds up its products in the order of the head's channels, those
+// that share a scale first.
+template <int R, int B>
+void score_blocks(const float* queries, const Block* blocks, int head_dim, float* scores) {
+    Floats score[R][B], sum[R][B];
+    const auto clear = [](Floats(*all)[B]) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
-            for (int b = 0; b < B; b++) sum[r][b] = fma(splat(queries[r]), key[b], sum[r][b]);
+            for (int b = 0; b < B; b++) all[r][b] = zeros();
+        }
+    };
+    clear(score);
+    for (int first = 0; first < head_dim; first += kKeyGroup) {
+        clear(sum);
+        const int end = std::min(head_dim, first + kKeyGroup);
+        for (int d = first; d < end; d++) add_channel<R, B>(queries, blocks, d, sum);
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) {
+            const Floats scale = load(blocks[b].key_scales + first / kKeyGroup * kPageTokens);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) score[r][b] = fma(sum[r][b], scale, score[r][b]);
         }
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; b++) {
-        const Floats scale = load(blocks[b].key_scales);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) store(scores + r * kChunkTokens + b * kPageTokens, sum[r][b] * scale);
+        for (int r = 0; r < R; r++) store(scores + r * kChunkTokens + b * kPageTokens, score[r][b]);
     }
 }
 

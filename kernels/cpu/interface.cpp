@@ -26,10 +26,13 @@ void multiply(const Linear& linear, const float* x, int32_t num_tokens, float* o
     braid::Activations codes;
     codes.num_tokens = num_tokens;
     codes.groups = matrix.num_groups();
-    std::vector<uint8_t> code_bytes(braid::Activations::codes_bytes(num_tokens, codes.groups));
-    std::vector<float> scales(braid::Activations::scales_bytes(num_tokens, codes.groups) / sizeof(float));
-    codes.codes = code_bytes.data();
-    codes.scales = scales.data();
+    std::vector<uint8_t> code_bytes[2];
+    std::vector<float> scales[2];
+    for (int part = 0; part <= Exact; part++) {
+        code_bytes[part].resize(braid::Activations::codes_bytes(num_tokens, codes.groups));
+        scales[part].resize(braid::Activations::scales_bytes(num_tokens, codes.groups) / sizeof(float));
+        (part ? codes.fine : codes.coarse) = braid::Codes{code_bytes[part].data(), scales[part].data()};
+    }
     for (int token = 0; token < num_tokens; token++)
         braid::quantize_row<Exact>(codes, token, x + size_t(token) * matrix.columns);
     for (int panel = 0; panel < matrix.num_panels(); panel++) {
@@ -37,8 +40,8 @@ void multiply(const Linear& linear, const float* x, int32_t num_tokens, float* o
         for (int tile = 0; tile < codes.num_tiles(); tile++) {
             float rows[braid::kTile * braid::kPanelRows];
             const int size = codes.tile_size(tile);
-            braid::panel_kernel(matrix.format, size, Exact)(matrix.panel(panel), codes.groups, codes.tile_codes(tile),
-                                                            codes.tile_scales(tile), rows, braid::kPanelRows);
+            braid::panel_kernel(matrix.format, size, Exact)(matrix.panel(panel), codes.groups, codes.tile(tile),
+                                                            rows, braid::kPanelRows);
             for (int t = 0; t < size; t++)
                 std::copy_n(rows + t * braid::kPanelRows, count,
                             out + (size_t(tile) * braid::kTile + t) * matrix.rows + first);

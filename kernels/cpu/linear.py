@@ -1,7 +1,7 @@
 """One quantised linear layer on the C++ kernels, outside of a whole packed model.
 
 The specification is plain PyTorch: dequantise the weight to float32 as GGML defines it, then `F.linear`. This computes
-the same with 16-bit activations (exact) or 8-bit ones, on the calling thread.
+the same with 16-bit activations, finer beside spikes (exact), or 8-bit ones, on the calling thread.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ private:
     }
 
     void multiply(const Matrix& matrix, int panel, const Activations& x, int tile, float* out, int out_stride) {
-        panel_kernel(matrix.format, x.tile_size(tile), Exact)(matrix.panel(panel), x.groups, x.tile_codes(tile),
-                                                             x.tile_scales(tile), out, out_stride);
+        panel_kernel(matrix.format, x.tile_size(tile), Exact)(matrix.panel(panel), x.groups, x.tile(tile), out,
+                                                             out_stride);
     }
 
     // Embeddings, and the rotation of each position (the same for all layers).
@@ -241,7 +241,7 @@ private:
                 config_.head_dim};
     }
 
-    // Rounds a token's key or value to 16-bit integers and returns their scale.
+    // Rounds channels of a token's key or value to 16-bit integers and returns their scale.
     static float to_int16(const float* row, int size, int16_t* out) {
         Floats largest = zeros();
         for (int i = 0; i < size; i += kLanes) largest = max(largest, abs(load(row + i)));
@@ -255,7 +255,10 @@ private:
         const int position = batch_.positions[token], page = position / kPageTokens, slot = position % kPageTokens;
         const KeyValues to = cache(layer, kv_head, batch_.sequence_index[token]);
         int16_t key[kMaxHeadDim];
-        to.key_scales(page)[slot] = to_int16(row, config_.head_dim, key);
+        for (int first = 0; first < config_.head_dim; first += kKeyGroup) {
+            const int size = std::min(kKeyGroup, config_.head_dim - first);
+            to.key_scales(page)[first / kKeyGroup * kPageTokens + slot] = to_int16(row + first, size, key + first);
+        }
         int16_t* keys = to.keys(page) + slot;
         for (int i = 0; i < config_.head_dim; i++) keys[i * kPageTokens] = key[i];
     }

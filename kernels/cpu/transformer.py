@@ -20,6 +20,8 @@ PAGE_TOKENS = 16
 MAX_HEAD_DIM = 256
 GROUP = 32
 """Columns that share a scale; sizes of matrices are multiples of it."""
+KEY_GROUP = 32
+"""Channels of a cached key that share a scale; the last of a head may be 16."""
 
 _INT32 = np.dtype(np.int32)
 _INT64 = np.dtype(np.int64)
@@ -106,8 +108,9 @@ class TransformerSizes:
 
     @property
     def page_bytes(self) -> int:
-        """Keys and values of 16 positions: 16-bit integers, and a float scale for each of them, position and head."""
-        return self.num_layers * self.num_kv_heads * PAGE_TOKENS * 2 * (self.head_dim * 2 + 4)
+        """Keys and values of 16 positions: 16-bit integers, and for each position and head some float scales."""
+        num_scales = -(-self.head_dim // KEY_GROUP) + 1
+        return self.num_layers * self.num_kv_heads * PAGE_TOKENS * (2 * self.head_dim * 2 + 4 * num_scales)
 
     def why_not(self) -> str | None:
         """Why the kernels cannot run a model of these sizes, or None."""

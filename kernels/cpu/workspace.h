@@ -19,12 +19,16 @@ public:
         used_ += (count * sizeof(T) + 63) / 64 * 64;
         return reinterpret_cast<T*>(at);
     }
-    Activations take_activations(size_t tokens, size_t columns) {
+    Codes take_codes(size_t tokens, size_t groups) {
+        uint8_t* codes = take<uint8_t>(Activations::codes_bytes(tokens, groups));
+        return {codes, take<float>(Activations::scales_bytes(tokens, groups) / sizeof(float))};
+    }
+    Activations take_activations(size_t tokens, size_t columns, bool exact) {
         Activations made;
         made.num_tokens = static_cast<int>(tokens);
         made.groups = static_cast<int>(columns / kGroup);
-        made.codes = take<uint8_t>(Activations::codes_bytes(tokens, made.groups));
-        made.scales = take<float>(Activations::scales_bytes(tokens, made.groups) / sizeof(float));
+        made.coarse = take_codes(tokens, made.groups);
+        if (exact) made.fine = take_codes(tokens, made.groups);
         return made;
     }
     size_t used() const { return used_; }
@@ -67,12 +71,12 @@ struct Workspace {
         partial_sums = carver.take<float>(plan.partial_queries * 2);
         counters = carver.take<std::atomic<int>>(plan.counters);
         phases = carver.take<uint8_t>(Phases::bytes(plan.phases, model.pool->num_threads()));
-        normed = carver.take_activations(num_tokens, c.hidden_size);
-        attended_codes = carver.take_activations(num_tokens, heads);
-        gated = carver.take_activations(num_tokens, c.intermediate_size);
-        final_normed = carver.take_activations(num_logits, c.hidden_size);
+        normed = carver.take_activations(num_tokens, c.hidden_size, c.exact);
+        attended_codes = carver.take_activations(num_tokens, heads, c.exact);
+        gated = carver.take_activations(num_tokens, c.intermediate_size, c.exact);
+        final_normed = carver.take_activations(num_logits, c.hidden_size, c.exact);
         own.resize(model.pool->num_threads());
-        for (Activations& mine : own) mine = carver.take_activations(1, std::max<size_t>(c.hidden_size, heads));
+        for (Activations& mine : own) mine = carver.take_activations(1, std::max<size_t>(c.hidden_size, heads), c.exact);
         return carver.used();
     }
 };

@@ -105,7 +105,7 @@ class CpuModel:
             "variants_not_used": {k: v for k, v in reasons_against().items() if v is not None},
             "num_threads": self._transformer.num_threads,
             "activations": "16-bit, exact products" if self._transformer.sizes.exact else "8-bit, approximate",
-            "kv_cache": "pages of 16 positions, 16-bit integers with a scale per position and head",
+            "kv_cache": "pages of 16 positions, 16-bit integers with scales per position and head",
             "weight_bytes": self.weight_bytes,
             "parts": {
                 part: {

@@ -30,6 +30,14 @@ def random_blocks(stored: StoredType, rows: int, columns: int, seed: int) -> np.
     return blocks.reshape(rows, -1)
 
 
+def activations(num_tokens: int, columns: int, seed: int) -> np.ndarray:
+    """Normal numbers; every third token has a spike in one group, another one in each group."""
+    x = np.random.default_rng(seed).normal(size=(num_tokens, columns)).astype(np.float32)
+    x[::3, 69] = 700.0
+    x[1::3, 5::32] = 900.0
+    return x
+
+
 def dequantized(stored: StoredType, blocks: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType[stored.name]).astype(np.float32))
 
@@ -59,6 +67,19 @@ def test_exact_products_agree_with_float32(library, stored, num_tokens):
     assert num_tokens == 0 or error.max() < 1e-4
 
 
+@pytest.mark.parametrize("num_tokens", [1, 3, 12])
+def test_a_spike_takes_no_precision_from_its_neighbours(library, num_tokens):
+    blocks = random_blocks(StoredType.Q8_0, 64, 256, seed=11).reshape(64, 8, 34)
+    blocks[:, :, 2 + 5] = 0  # the spikes' own weights: what is left is the neighbours' product
+    blocks = blocks.reshape(64, -1)
+    x = np.random.default_rng(12).normal(size=(num_tokens, 256)).astype(np.float32)
+    expected = F.linear(torch.from_numpy(x).double(), dequantized(StoredType.Q8_0, blocks).double())
+    x[:, 5::32] = 900.0
+    out = QuantizedLinear(library, StoredType.Q8_0, blocks, 256)(x)
+    error = (torch.from_numpy(out).double() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < 1e-4
+
+
 def test_fast_products_are_near_and_say_so_by_their_error(library):
     blocks = random_blocks(StoredType.Q4_1, 64, 768, seed=4)
     x = np.random.default_rng(5).normal(size=(9, 768)).astype(np.float32)
@@ -72,7 +93,7 @@ def test_fast_products_are_near_and_say_so_by_their_error(library):
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_token_gets_the_same_bits_in_every_tile(library, stored, exact):
     linear = QuantizedLinear(library, stored, random_blocks(stored, 48, 512, seed=6), 512, exact=exact)
-    x = np.random.default_rng(7).normal(size=(19, 512)).astype(np.float32)
+    x = activations(19, 512, seed=7)
     whole = linear(x)
     for size in range(1, 9):
         parts = np.concatenate([linear(x[i : i + size]) for i in range(0, 19, size)])
@@ -84,7 +105,7 @@ def test_a_token_gets_the_same_bits_in_every_tile(library, stored, exact):
 @pytest.mark.parametrize("exact", [True, False])
 def test_all_variants_give_the_same_bits(stored, exact):
     blocks = random_blocks(stored, 48, 512, seed=8)
-    x = np.random.default_rng(9).normal(size=(11, 512)).astype(np.float32)
+    x = activations(11, 512, seed=9)
     results = [QuantizedLinear(load_library(v.name), stored, blocks, 512, exact=exact)(x) for v in USABLE]
     assert np.array_equal(results[0].view(np.int32), results[1].view(np.int32))
 
