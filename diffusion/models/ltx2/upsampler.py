@@ -37,7 +37,7 @@ class LatentUpsampler:
         Raises:
             ModelFileError: config and tensors are not those of an upsampler, or it is one for other latents.
         """
-        self._options = _read_options(config)
+        self._options = read_upsampler_options(config)
         self._statistics = statistics
         if statistics.mean.shape[0] != self._options["in_channels"]:
             raise config.error(
@@ -156,7 +156,7 @@ def _volume(planes: Tensor, num_frames: int) -> Tensor:
     return planes.transpose(0, 1)[None]
 
 
-def _read_options(config: Section) -> dict[str, Any]:
+def read_upsampler_options(config: Section) -> dict[str, Any]:
     dims = config.choice("dims", (2, 3), 3)
     is_spatial = config.boolean("spatial_upsample", True)
     is_temporal = config.boolean("temporal_upsample", False)

@@ -28,7 +28,7 @@ Activation = Callable[[Tensor], Tensor]
 SMALLEST_MEL = 1e-5
 SLOPE = 0.1
 """Of the leaky units in front of each enlarging layer; the last unit has PyTorch's default."""
-_NAMES = KeyNames(
+KEY_NAMES = KeyNames(
     (
         ("conv_pre.", "conv_in."),
         ("conv_post.", "conv_out."),
@@ -114,7 +114,7 @@ def _read_dilations(config: Section) -> tuple[tuple[int, ...], ...]:
     return tuple(inner.integers(str(index)) for index in range(len(rows)))
 
 
-def _make_generator(config: GeneratorConfig) -> Any:
+def make_generator(config: GeneratorConfig) -> Any:
     from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, SnakeBeta
 
     network = LTX2Vocoder(
@@ -224,7 +224,9 @@ class Vocoder:
         if self._extension is None:
             self._low = read_generator_config(config, weights)
             self.sample_rate = config.integer("output_sampling_rate", 24000)
-            self._networks = _Networks(build_module("the vocoder", lambda: _make_generator(self._low), weights, _NAMES))
+            self._networks = _Networks(
+                build_module("the vocoder", lambda: make_generator(self._low), weights, KEY_NAMES)
+            )
             return
         parts = {prefix: with_prefix(weights, f"{prefix}.") for prefix in ("vocoder", "bwe_generator", "mel_stft")}
         strangers = sorted(key for key in weights if key.split(".")[0] not in parts)
@@ -235,10 +237,12 @@ class Vocoder:
         self._ratio = _read_ratio(self._extension, high)
         self.sample_rate = self._extension.integer("output_sampling_rate", 48000)
         self._networks = _Networks(
-            build_module("the vocoder", lambda: _make_generator(low), parts["vocoder"], _NAMES),
-            build_module("the vocoder's band extension", lambda: _make_generator(high), parts["bwe_generator"], _NAMES),
+            build_module("the vocoder", lambda: make_generator(low), parts["vocoder"], KEY_NAMES),
+            build_module(
+                "the vocoder's band extension", lambda: make_generator(high), parts["bwe_generator"], KEY_NAMES
+            ),
             _read_spectrum(self._extension, parts["mel_stft"]),
-            _make_resampler(self._ratio).to(next(iter(weights.values())).device),
+            make_resampler(self._ratio).to(next(iter(weights.values())).device),
         )
 
     def __call__(self, mel: Tensor) -> Tensor:
@@ -264,12 +268,12 @@ class Vocoder:
         """Peak of what `pieces` allocates, weights not counted."""
         networks = self._networks
         with torch.device("meta"):
-            low = _make_generator(self._low).requires_grad_(False)
+            low = make_generator(self._low).requires_grad_(False)
             meta = _Networks(low)
             if networks.spectrum is not None:
                 bases = networks.spectrum.forward_basis.to("meta"), networks.spectrum.mel_basis.to("meta")
-                high = _make_generator(self._high).requires_grad_(False)
-                meta = _Networks(low, high, Spectrum(*bases, networks.spectrum.hop), _make_resampler(self._ratio))
+                high = make_generator(self._high).requires_grad_(False)
+                meta = _Networks(low, high, Spectrum(*bases, networks.spectrum.hop), make_resampler(self._ratio))
         channels = self._low.num_outputs
         shape = (1, channels, num_mel_frames, self._low.num_inputs // channels)
         return peak_bytes(lambda: finish(self._run(meta, torch.empty(shape, device="meta"))))
@@ -292,7 +296,7 @@ class Vocoder:
             return _clamp(added + networks.resampler(sound))[..., : num_samples * self._ratio]
 
 
-def _make_resampler(ratio: int) -> Any:
+def make_resampler(ratio: int) -> Any:
     from diffusers.pipelines.ltx2.vocoder import UpSample1d
 
     return UpSample1d(ratio=ratio, window_type="hann", persistent=False)

@@ -130,7 +130,7 @@ EXTENDED = {"vocoder": GENERATOR, "bwe": {**BWE, "num_mels": 4}}
 def generator_weights(config: dict[str, Any], prefix: str, seed: int, gain: float = 1.0) -> dict[str, Tensor]:
     ends = {"conv_pre.weight": torch.zeros(8, 8, 7), "conv_post.weight": torch.zeros(2, 2, 7)}
     read = vocoders.read_generator_config(section("vocoder", config), ends)
-    weights = random_weights(vocoders._make_generator(read), seed=seed)
+    weights = random_weights(vocoders.make_generator(read), seed=seed)
     weights["conv_out.weight"] *= gain
     return {prefix + vocoders._NAMES.official(key): tensor for key, tensor in weights.items()}
 
