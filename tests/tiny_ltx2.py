@@ -90,7 +90,8 @@ def _video_autoencoder(*, is_new: bool) -> Config:
         "patch_size": 4, "norm_layer": "pixel_norm", "latent_log_var": "uniform", "causal_decoder": False,
         "encoder_spatial_padding_mode": "zeros", "timestep_conditioning": False, "decoder_base_channels": 4,
     }  # fmt: skip
-    return config | {"spatial_padding_mode": "zeros" if is_new else "reflect"}
+    # The files of 2.0 leave the key away; the encoder then has zeros, the decoder reflections.
+    return config | ({"spatial_padding_mode": "zeros"} if is_new else {})
 
 
 def _audio_autoencoder() -> Config:

@@ -216,7 +216,8 @@ def _video_config(section: Section) -> Sections:
             "causal_decoder": section.boolean("decoder_causal"),
             "timestep_conditioning": section.boolean("timestep_conditioning"),
             "encoder_spatial_padding_mode": section.value("encoder_spatial_padding_mode"),
-            "spatial_padding_mode": section.value("decoder_spatial_padding_mode"),
+            # Not `spatial_padding_mode`, which in the official form rules over both halves.
+            "decoder_spatial_padding_mode": section.value("decoder_spatial_padding_mode"),
         }
     }
 
