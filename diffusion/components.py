@@ -87,6 +87,10 @@ class Components:
         """Whether `using` will not have to load it."""
         return part in self._resident
 
+    def copied_bytes(self, part: Part | str) -> int:
+        """What a network takes of the budget while it is there."""
+        return self._bytes(part)[1]
+
     def transformer_weights(self) -> dict[str, Tensor]:
         """Of the transformer, fp8 left as it is where it can be computed with; leased, and never given back."""
         part = Part.TRANSFORMER

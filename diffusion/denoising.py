@@ -6,7 +6,7 @@ whoever else is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +20,10 @@ from braid.diffusion.models.ltx2.perturbation import ISOLATED, UNPERTURBED, Pert
 from braid.diffusion.models.ltx2.transformer import LTX2Transformer, Stream, denoised
 from braid.diffusion.models.ltx2.transformer_config import StreamConfig, TransformerConfig
 from braid.diffusion.operations import Denoise
-from braid.diffusion.pieces import MACS_A_UNIT, Meter, Pieces, piece
+from braid.diffusion.pieces import MACS_A_UNIT, Meter, Pieces, piece, room_for
 from braid.diffusion.sampling_state import Estimates
 from braid.errors import InvalidRequest, MemoryPressure
 from braid.llm_core.memory.arena import Arena
-from braid.llm_core.pipeline import Wait
 from braid.lora.adapter import AdapterUse
 from braid.lora.variants import HeldWeights, WeightVariants
 
@@ -45,6 +44,7 @@ class Denoiser:
     """Args:
     config: of the transformer.
     variants: gives its weights with adapters.
+    variant_bytes: what they come to beside the base.
     max_piece_macs: see `LTX2Transformer`.
     """
 
@@ -52,6 +52,7 @@ class Denoiser:
         self,
         config: TransformerConfig,
         variants: WeightVariants,
+        variant_bytes: Callable[[tuple[AdapterUse, ...]], int],
         arena: Arena,
         meter: Meter,
         *,
@@ -59,6 +60,7 @@ class Denoiser:
     ) -> None:
         self._config = config
         self._variants = variants
+        self._variant_bytes = variant_bytes
         self._arena = arena
         self._meter = meter
         self._max_piece_macs = max_piece_macs
@@ -83,7 +85,7 @@ class Denoiser:
     # -- what must be held ---------------------------------------------------------------------------------------------
 
     def _take(self, operation: Denoise) -> Pieces[_Taken]:
-        """Weights and workspace together. Whoever waits for one of them does not hold the other."""
+        """Weights and workspace together. Whoever waits for them holds neither."""
         num_bytes = forward_bytes(self._config, operation.streams)
         while True:
             stack = ExitStack()
@@ -92,13 +94,12 @@ class Denoiser:
                 stack.callback(held.release)
                 stack.enter_context(self._arena.lease("denoising", num_bytes, kind="workspace"))
                 return _Taken(held.weights, stack)
-            except MemoryPressure as pressure:
+            except MemoryPressure:
                 stack.close()
-                can_go_on = partial(self._arena.can_lease, pressure.needed_bytes)
             except BaseException:
                 stack.close()
                 raise
-            yield Wait(can_go_on)
+            yield room_for(self._arena, "denoising", num_bytes + self._variant_bytes(operation.adapters))
 
     def _merged(self, adapters: tuple[AdapterUse, ...]) -> Pieces[HeldWeights]:
         """The weights with adapters; merged piece by piece, if they are not there already."""

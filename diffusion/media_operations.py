@@ -22,13 +22,14 @@ from braid.diffusion.operations import (
     EncodeAudio,
     EncodeImage,
     EncodeVideo,
+    ProjectText,
+    PromptEmbeds,
     UpsampleLatents,
     Waveform,
 )
-from braid.diffusion.pieces import Meter, Pieces, in_pieces, piece
+from braid.diffusion.pieces import Meter, Pieces, in_pieces, piece, room_for
 from braid.errors import MemoryPressure
 from braid.llm_core.memory.arena import Arena
-from braid.llm_core.pipeline import Wait
 
 Result = TypeVar("Result")
 NUM_COLOURS = 3
@@ -42,6 +43,20 @@ class MediaOperations:
         self._arena = arena
         self._meter = meter
         self._predicted: dict[tuple[object, ...], int] = {}
+
+    def project_text(self, operation: ProjectText) -> Pieces[PromptEmbeds]:
+        """`ProjectText`."""
+        hidden_states = operation.text.hidden_states
+        shape = tuple(hidden_states.shape)
+        network, held = yield from self._take(
+            Part.TEXT_PROJECTION, shape, lambda projection: projection.predicted_bytes(shape, hidden_states.dtype)
+        )
+        with held:
+            work = network.pieces(
+                hidden_states.to(self._components.device), operation.text.attention_mask.to(self._components.device)
+            )
+            embeds: PromptEmbeds = yield from self._run("project_text", work)
+        return embeds
 
     # -- into latents --------------------------------------------------------------------------------------------------
 
@@ -149,11 +164,11 @@ class MediaOperations:
     def _take(
         self, part: Part | str, shape: object, predict: Callable[[Any], int]
     ) -> Pieces[tuple[Any, ExitStack]]:
-        """A network and the workspace of one use of it, together: whoever waits for one does not hold the other."""
+        """A network and the workspace of one use of it, together: whoever waits for them holds neither."""
+        key = (part, shape)
         while True:
             stack = ExitStack()
             try:
-                key = (part, shape)
                 if key not in self._predicted or not self._components.is_resident(part):
                     yield self._meter.segment("load", 1)
                 network = stack.enter_context(self._components.using(part))
@@ -162,13 +177,13 @@ class MediaOperations:
                 lease = self._arena.lease(f"work of the {part}", self._predicted[key], kind="workspace")
                 stack.enter_context(lease)
                 return network, stack
-            except MemoryPressure as pressure:
+            except MemoryPressure:
                 stack.close()
-                can_go_on = partial(self._arena.can_lease, pressure.needed_bytes)
             except BaseException:
                 stack.close()
                 raise
-            yield Wait(can_go_on)
+            needed_bytes = self._components.copied_bytes(part) + self._predicted.get(key, 0)
+            yield room_for(self._arena, f"work of the {part}", needed_bytes)
 
     def _dtype(self, tensor: Tensor) -> torch.dtype:
         """In which networks compute: that of all of them, or that of what they are given."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
-from braid.errors import MemoryPressure
+from braid.errors import CannotFit
 from braid.llm_core.core import Clock
-from braid.llm_core.memory.arena import Arena, Lease
+from braid.llm_core.memory.arena import Arena
 from braid.llm_core.pipeline import Segment, Wait
 from braid.llm_core.scheduler.cost import CostModel
 
-Leased = TypeVar("Leased")
+Result = TypeVar("Result")
 MACS_A_UNIT = 1_000_000
 """Pieces of networks are counted in millions of multiply-adds."""
 
@@ -41,18 +41,18 @@ class Meter:
         self._costs.observe(kind, (1.0, float(units)), (self._clock() - began) * 1e3)
 
 
-Pieces = Generator[Segment | Wait, None, Leased]
+Pieces = Generator[Segment | Wait, None, Result]
 """Work that is cut into pieces, and what it gives in the end."""
 
 
-def piece(meter: Meter, kind: str, units: int, work: Callable[[], Leased], *, num_bytes: int = 0) -> Pieces[Leased]:
+def piece(meter: Meter, kind: str, units: int, work: Callable[[], Result], *, num_bytes: int = 0) -> Pieces[Result]:
     """One piece of work."""
     yield meter.segment(kind, units, num_bytes=num_bytes)
     with meter.measured(kind, units):
         return work()
 
 
-def in_pieces(meter: Meter, kind: str, work: Generator[int | None, None, Leased]) -> Pieces[Leased]:
+def in_pieces(meter: Meter, kind: str, work: Generator[int | None, None, Result]) -> Pieces[Result]:
     """Work of a network that says in front of each of its pieces how many multiply-adds it has."""
     with closing(work):
         try:
@@ -63,25 +63,19 @@ def in_pieces(meter: Meter, kind: str, work: Generator[int | None, None, Leased]
                 with meter.measured(kind, units):
                     macs = next(work)
         except StopIteration as stop:
-            result: Leased = stop.value
+            result: Result = stop.value
             return result
 
 
-def leased(arena: Arena, owner: str, num_bytes: int, *, kind: str) -> Pieces[Lease]:
-    """A lease, as soon as others have given enough back.
+def room_for(arena: Arena, what: str, num_bytes: int) -> Wait:
+    """A wait for memory, by somebody who holds nothing of it now.
 
-    Whoever waits here must hold nothing that others wait for.
-
+    Args:
+        num_bytes: all that will be leased together. What of it is kept in the meantime, for whoever needs it more,
+            counts as room: it would be given back, or found still there.
     Raises:
-        CannotFit: it never will.
+        CannotFit: there never will be so much.
     """
-    return waited_for(lambda: arena.lease(owner, num_bytes, kind=kind), lambda: arena.can_lease(num_bytes))
-
-
-def waited_for(take: Callable[[], Leased], can_take: Callable[[], bool]) -> Pieces[Leased]:
-    """What `take` gives once it raises no `MemoryPressure` any more."""
-    while True:
-        try:
-            return take()
-        except MemoryPressure:
-            yield Wait(can_take)
+    if not arena.could_ever_fit(num_bytes):
+        raise CannotFit(what, needed_bytes=num_bytes, budget_bytes=arena.lasting_bytes)
+    return Wait(lambda: arena.can_lease(num_bytes))

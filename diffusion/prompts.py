@@ -11,8 +11,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from braid.diffusion.components import Components
-from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.text_encoder import TextEncoderSpec
 from braid.diffusion.operations import (
     EncodePrompt,
@@ -22,7 +20,6 @@ from braid.diffusion.operations import (
     RewritePrompt,
     TextHiddenStates,
 )
-from braid.diffusion.pieces import Meter, Pieces, in_pieces, leased
 from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
 from braid.llm_core.engine.messages import Encoded, Finished, SamplingParams, TextDelta
@@ -80,16 +77,6 @@ def prompt_token_ids(prompt: str, tokenizer: Tokenizer, max_length: int) -> tupl
     if begins is not None and tokenizer.adds_bos and ids[:1] != [begins]:
         ids = [begins, *ids]
     return tuple(ids[:max_length])
-
-
-def project_text(operation: ProjectText, components: Components, arena: Arena, meter: Meter) -> Pieces[PromptEmbeds]:
-    """`ProjectText`."""
-    lease = yield from leased(arena, "text projection", 4 * operation.text.hidden_states.nbytes, kind="workspace")
-    with lease, components.using(Part.TEXT_PROJECTION) as projection:
-        hidden_states = operation.text.hidden_states.to(components.device)
-        mask = operation.text.attention_mask.to(components.device)
-        embeds: PromptEmbeds = yield from in_pieces(meter, "project_text", projection.pieces(hidden_states, mask))
-        return embeds
 
 
 def rewrite_prompt(language: LanguageModelFacts) -> Delegate:

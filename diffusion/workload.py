@@ -41,7 +41,6 @@ from braid.diffusion.prompts import (
     PromptCache,
     encode_prompt,
     encode_text,
-    project_text,
     rewrite_prompt,
 )
 from braid.diffusion.validation import resolve
@@ -50,6 +49,7 @@ from braid.llm_core.memory.arena import Arena
 from braid.llm_core.pipeline import Delegate, InPieces, OperationHandler
 from braid.llm_core.pipeline_workload import PipelineWorkload
 from braid.llm_core.scheduler.cost import CostModel
+from braid.lora.adapter import AdapterUse
 from braid.lora.apply import changed_bytes
 from braid.lora.store import AdapterStore
 from braid.lora.targets import Targets
@@ -111,7 +111,9 @@ class Diffusion:
         self._prompts = PromptCache(arena)
         meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
         config = checkpoint.transformer_config()
-        self.denoiser = Denoiser(config, self._variants, arena, meter, max_piece_macs=max_piece_macs)
+        self.denoiser = Denoiser(
+            config, self._variants, self._variant_bytes, arena, meter, max_piece_macs=max_piece_macs
+        )
         self.facts = ModelFacts(
             name=checkpoint.path.name,
             geometry=checkpoint.geometry,
@@ -131,7 +133,7 @@ class Diffusion:
         self.workload = PipelineWorkload(
             NAME,
             {Job: expanded(run_job, self._expansions(), clock)},
-            self._handlers(MediaOperations(self._components, arena, meter), meter, language),
+            self._handlers(MediaOperations(self._components, arena, meter), language),
             on_checkpoint=on_checkpoint,
             clock=clock,
         )
@@ -143,11 +145,13 @@ class Diffusion:
             CannotFit: it never will, whatever else is given back.
         """
         job = resolve(params, self.facts)
-        copied = [
-            changed_bytes(self._weights, self._targets, self.adapters.active(uses)) for uses in set(job.adapters)
-        ]
-        check_fits(job, self.checkpoint, adapter_bytes=max(copied), room_bytes=self._arena.lasting_bytes)
+        adapter_bytes = max(map(self._variant_bytes, job.adapters))
+        check_fits(job, self.checkpoint, adapter_bytes=adapter_bytes, room_bytes=self._arena.lasting_bytes)
         return job
+
+    def _variant_bytes(self, adapters: tuple[AdapterUse, ...]) -> int:
+        """What merging copies, beside the base."""
+        return changed_bytes(self._weights, self._targets, self.adapters.active(adapters))
 
     def close(self) -> None:
         """Give all memory back; no job may be under way."""
@@ -161,7 +165,7 @@ class Diffusion:
         return {EncodePrompt: lambda operation: encode_prompt(operation, self._prompts)}
 
     def _handlers(
-        self, media: MediaOperations, meter: Meter, language: LanguageModelFacts | None
+        self, media: MediaOperations, language: LanguageModelFacts | None
     ) -> dict[type, OperationHandler | Delegate]:
         handlers: dict[type, OperationHandler | Delegate] = {
             Denoise: InPieces(self.denoiser.run),
@@ -171,9 +175,7 @@ class Diffusion:
             UpsampleLatents: InPieces(media.upsample),
             DecodeFrames: InPieces(media.decode_frames),
             DecodeAudio: InPieces(media.decode_audio),
-            ProjectText: InPieces(
-                lambda operation: project_text(operation, self._components, self._arena, meter)
-            ),
+            ProjectText: InPieces(media.project_text),
         }
         if language is not None:
             handlers[RewritePrompt] = rewrite_prompt(language)

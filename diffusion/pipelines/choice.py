@@ -12,6 +12,7 @@ from braid.diffusion.pipelines.one_stage import one_stage, text_to_audio
 from braid.diffusion.pipelines.two_stage import keyframe_interpolation, two_stage
 from braid.diffusion.pipelines.two_stage_hq import two_stage_hq
 from braid.diffusion.state import PipelineState
+from braid.diffusion.state_io import StateError
 from braid.llm_core.pipeline import Pipeline
 
 
@@ -44,5 +45,11 @@ PIPELINES = {
 
 
 def run_job(job: Job, state: PipelineState | None = None) -> Pipeline:
-    """The job's pipeline, from its beginning or from a state."""
+    """The job's pipeline, from its beginning or from a state.
+
+    Raises:
+        StateError: the state is of another pipeline.
+    """
+    if state is not None and state.pipeline != job.pipeline:
+        raise StateError(f"this checkpoint is of pipeline {state.pipeline!r}, the job of {job.pipeline!r}")
     return PIPELINES[job.pipeline].start(job, state)

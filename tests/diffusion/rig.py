@@ -77,7 +77,7 @@ def film(seed: int = 1, **changes: Any) -> GenerationParams:
 def picture(seed: int = 5, frame_index: int = 0, **changes: Any) -> ImageCondition:
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (50, 70, 3), generator=generator, dtype=torch.uint8)
-    return ImageCondition(image=image, frame_index=frame_index, crf=0, **changes)
+    return ImageCondition(image=image, frame_index=frame_index, **changes)
 
 
 def clip(num_frames: int = 9, side: int = 64) -> Tensor:

@@ -17,6 +17,7 @@ from braid.diffusion.params import AdapterChoice, GenerationParams, ImageConditi
 from braid.diffusion.pipelines.choice import PIPELINES, run_job
 from braid.diffusion.pipelines.sampler_choice import SAMPLERS
 from braid.diffusion.state import PipelineState
+from braid.diffusion.state_io import StateError
 from braid.diffusion.validation import resolve
 from braid.tests.diffusion.fake_executor import Run, facts, run
 
@@ -86,6 +87,12 @@ def test_a_pipeline_goes_on_from_each_of_its_checkpoints_with_the_same_result(pi
     assert numbers == sorted(numbers, reverse=True)  # the later the state, the less is left to do
     assert numbers[0] == len(whole.of(Denoise))
     assert numbers[-1] == 0
+
+
+def test_a_state_of_another_pipeline_is_refused() -> None:
+    state = finished("one_stage").states[0]
+    with pytest.raises(StateError, match="of pipeline 'one_stage', the job of 'two_stage'"):
+        run_job(job("two_stage"), state)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
