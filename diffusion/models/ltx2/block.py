@@ -63,7 +63,7 @@ class StreamBlock:
         return functional.rms_norm(x, (self.width,), None, self.eps)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Block:
     """A block's weights; cross-modal attentions are None in a model of one stream."""
 

@@ -1,0 +1,106 @@
+"""The blocks of a transformer on the host, from where they are streamed: all of them pinned, or still in their file.
+
+A list of adapters is merged before: what is packed here are the merged weights, once for all forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from braid.diffusion.models.ltx2.block_layout import BlockLayout, block_layouts
+from braid.diffusion.models.ltx2.transfers import Mark, Transfers
+from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
+
+Completion = Callable[[], Mark]
+"""Gives the point where a copy is complete; waits until the copy was begun."""
+NUM_STAGES = 2
+
+
+class HostBlocks(Protocol):
+    """Where blocks come from. Never written to once they are there."""
+
+    @property
+    def layouts(self) -> tuple[BlockLayout, ...]: ...
+
+    @property
+    def host_bytes(self) -> int:
+        """Pinned memory that is held."""
+        ...
+
+    def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
+        """Begin to copy a block into `target`, (at least its bytes,) uint8 on the device, after `after`."""
+        ...
+
+
+class PinnedBlocks:
+    """Every block packed in pinned memory: the fastest source, and as large as the model.
+
+    Args:
+        weights: of the transformer, on the host; not kept.
+        dtype: in which the network computes.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, transfers: Transfers
+    ) -> None:
+        self.layouts = block_layouts(config, weights, dtype)
+        self._transfers = transfers
+        self._buffers = tuple(transfers.pinned(layout.num_bytes) for layout in self.layouts)
+        for layout, buffer in zip(self.layouts, self._buffers, strict=True):
+            layout.pack(weights, buffer)
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+    def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
+        source = self._buffers[index]
+        mark = self._transfers.copy(target[: source.nbytes], source, after=after)
+        return lambda: mark
+
+
+class StagedBlocks:
+    """Blocks that stay where they are (in a mapped file); a thread packs the next ones into two pinned buffers.
+
+    Args:
+        weights: of the transformer, on the host; kept.
+        dtype: in which the network computes.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, transfers: Transfers
+    ) -> None:
+        self.layouts = block_layouts(config, weights, dtype)
+        self._weights = weights
+        self._transfers = transfers
+        num_bytes = max(layout.num_bytes for layout in self.layouts)
+        stages = [_Stage(transfers.pinned(num_bytes)) for _ in range(NUM_STAGES)]
+        self.host_bytes = NUM_STAGES * num_bytes
+        self._stages = cycle(stages)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="blocks")
+
+    def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
+        return self._thread.submit(self._stage_and_copy, index, target, after).result
+
+    def _stage_and_copy(self, index: int, target: Tensor, after: Mark) -> Mark:
+        stage, layout = next(self._stages), self.layouts[index]
+        if stage.copied is not None:
+            self._transfers.finish(stage.copied)
+        layout.pack(self._weights, stage.buffer)
+        source = stage.buffer[: layout.num_bytes]
+        stage.copied = self._transfers.copy(target[: layout.num_bytes], source, after=after)
+        return stage.copied
+
+
+class _Stage:
+    """A pinned buffer and the last copy out of it."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
+        self.copied: Mark | None = None
