@@ -111,7 +111,7 @@ class Components:
     def video_statistics(self) -> LatentStatistics:
         """By which video latents are normalised."""
         part = next(part for part in (Part.VIDEO_DECODER, Part.VIDEO_ENCODER) if self.checkpoint.has(part))
-        num_channels = self.checkpoint.geometry.video_channels
+        num_channels = self.checkpoint.geometry.video.num_channels
         return read_statistics("the video autoencoder", self.checkpoint.weights(part), num_channels)
 
     # -- memory --------------------------------------------------------------------------------------------------------

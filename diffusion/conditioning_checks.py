@@ -49,7 +49,7 @@ def _check_picture(job: Job, name: str, image: ImageCondition) -> None:
             param=f"{name}.latents",
         )
     for latents, grid in zip(image.latents, grids, strict=True):
-        wanted = (1, job.geometry.video_channels, 1, grid.height, grid.width)
+        wanted = (1, job.geometry.video.num_channels, 1, grid.height, grid.width)
         check_tensor(f"{name}.latents", latents, wanted)
 
 
@@ -121,11 +121,11 @@ def check_ready_made(job: Job, facts: ModelFacts, *, num_stages: int) -> None:
         return
     grid = job.grid() if num_stages == 1 else job.small_grid
     if params.latents.video is not None:
-        wanted = (1, job.geometry.video_channels, grid.frames, grid.height, grid.width)
+        wanted = (1, job.geometry.video.num_channels, grid.frames, grid.height, grid.width)
         check_tensor("latents.video", params.latents.video, wanted)
     if params.latents.audio is not None:
         geometry = job.geometry
-        wanted_audio = (1, geometry.audio_channels, job.num_audio_tokens, geometry.audio_bins)
+        wanted_audio = (1, geometry.audio.num_channels, job.num_audio_tokens, geometry.audio.num_latent_bins)
         check_tensor("latents.audio", params.latents.audio, wanted_audio)
 
 

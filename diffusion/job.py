@@ -50,12 +50,13 @@ class Job:
 
     def grid(self, divisor: Fraction = Fraction(1)) -> VideoGrid:
         """The film's latents, at its size or at a smaller one."""
-        factor = self.geometry.space_factor
+        video = self.geometry.video
+        factor = video.space_factor
         return VideoGrid(
-            frames=self.geometry.num_latent_frames(self.num_frames),
+            frames=video.num_latent_frames(self.num_frames),
             height=int(self.height / divisor) // factor,
             width=int(self.width / divisor) // factor,
-            time_factor=self.geometry.time_factor,
+            time_factor=video.time_factor,
             height_factor=factor,
             width_factor=factor,
         )
@@ -67,8 +68,8 @@ class Job:
 
     @property
     def num_audio_tokens(self) -> int:
-        """As many as the film is long, rounded as Python rounds: half to even."""
-        return round(self.num_frames / self.frame_rate * float(self.geometry.audio_latents_per_second))
+        """As many as the film is long."""
+        return self.geometry.audio.num_latents(self.num_frames, self.frame_rate)
 
 
 @dataclass(frozen=True, slots=True)

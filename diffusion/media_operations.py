@@ -136,7 +136,7 @@ class MediaOperations:
     def _plan(self, latents: Tensor) -> Any:
         from braid.diffusion.models.ltx2.tiling import automatic_sizes, make_plan
 
-        geometry = self._components.checkpoint.geometry
+        geometry = self._components.checkpoint.geometry.video
         factors = {"time_factor": geometry.time_factor, "space_factor": geometry.space_factor}
         num_frames, height, width = latents.shape[2:]
         return make_plan((num_frames, height, width), automatic_sizes(height, width, **factors), **factors)

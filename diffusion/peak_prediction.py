@@ -52,12 +52,13 @@ def predicted_bytes(job: Job, checkpoint: LTX2Checkpoint) -> int:
 
 def _frames_that_fit(job: Job, checkpoint: LTX2Checkpoint, room_bytes: int) -> int:
     """The largest clip of this size, 0 if there is none."""
-    low, high = -1, (job.num_frames - 1) // job.geometry.time_factor
+    time_factor = job.geometry.video.time_factor
+    low, high = -1, (job.num_frames - 1) // time_factor
     while high - low > 1:
         middle = (low + high) // 2
-        shorter = replace(job, num_frames=middle * job.geometry.time_factor + 1)
+        shorter = replace(job, num_frames=middle * time_factor + 1)
         low, high = (middle, high) if predicted_bytes(shorter, checkpoint) <= room_bytes else (low, middle)
-    return low * job.geometry.time_factor + 1 if low >= 0 else 0
+    return low * time_factor + 1 if low >= 0 else 0
 
 
 def _denoising_bytes(job: Job, config: TransformerConfig) -> int:
@@ -66,10 +67,10 @@ def _denoising_bytes(job: Job, config: TransformerConfig) -> int:
     if job.has_video and config.streams.video is not None:
         grid = job.grid()
         num_tokens = grid.num_tokens + len(job.params.images) * grid.tokens_per_frame
-        total += stream_bytes(num_tokens, job.geometry.video_channels, config.streams.video.width, job.dtype)
+        total += stream_bytes(num_tokens, job.geometry.video.num_channels, config.streams.video.width, job.dtype)
     if job.has_audio and config.streams.audio is not None:
         width = config.streams.audio.width
-        total += stream_bytes(job.num_audio_tokens, job.geometry.audio_token_width, width, job.dtype)
+        total += stream_bytes(job.num_audio_tokens, job.geometry.audio.token_width, width, job.dtype)
     return total
 
 
@@ -92,7 +93,7 @@ def _decoding_bytes(job: Job, checkpoint: LTX2Checkpoint) -> int:
 
 def _held_bytes(job: Job) -> int:
     """Latents, masks, positions and noise of both streams, and the results of both stages."""
-    num_values = job.num_audio_tokens * job.geometry.audio_token_width if job.has_audio else 0
+    num_values = job.num_audio_tokens * job.geometry.audio.token_width if job.has_audio else 0
     if job.has_video:
-        num_values += job.grid().num_tokens * job.geometry.video_channels
+        num_values += job.grid().num_tokens * job.geometry.video.num_channels
     return num_values * (6 * job.dtype.itemsize + 2 * torch.float64.itemsize)

@@ -38,7 +38,7 @@ def resolve(params: GenerationParams, facts: ModelFacts) -> Job:
         MissingField: the pipeline needs something that is not there.
         Unsupported: the checkpoint lacks a part that the request needs.
     """
-    name = _pipeline(params, facts)
+    name = choose_pipeline(params, facts)
     choice, preset = PIPELINES[name], facts.presets[name]
     one_of("output_type", params.output_type, OUTPUT_TYPES)
     height, width, num_frames = _size(params, choice, preset, facts)
@@ -79,7 +79,12 @@ def resolve(params: GenerationParams, facts: ModelFacts) -> Job:
 # -- which pipeline ----------------------------------------------------------------------------------------------------
 
 
-def _pipeline(params: GenerationParams, facts: ModelFacts) -> str:
+def choose_pipeline(params: GenerationParams, facts: ModelFacts) -> str:
+    """The one that is asked for, or the best that the checkpoint has all parts for.
+
+    Raises:
+        InvalidRequest: there is none of that name.
+    """
     if params.pipeline is not None:
         return one_of("pipeline", params.pipeline, tuple(PIPELINES))
     if not facts.has_video:
@@ -123,29 +128,11 @@ def _size(params: GenerationParams, choice: PipelineChoice, preset: Preset, fact
         clip_frames, height, width = params.video.shape[:3]
         num_frames = clip_frames if choice.needs_window else num_frames
     multiple = facts.geometry.size_multiple(is_two_stage=choice.num_stages > 1)
-    height = _side("height", height if params.height is None else params.height, multiple)
-    width = _side("width", width if params.width is None else params.width, multiple)
+    height = height if params.height is None else params.height
+    width = width if params.width is None else params.width
     num_frames = num_frames if params.num_frames is None else params.num_frames
-    return height, width, _frames(num_frames, facts.geometry.time_factor)
-
-
-def _side(name: str, value: int, multiple: int) -> int:
-    if not _is_whole(value) or value < multiple or value % multiple:
-        low = max(value // multiple * multiple, multiple) if _is_whole(value) else multiple
-        raise InvalidRequest(
-            f"{name}={value!r} must be a multiple of {multiple}; the nearest are {low} and {low + multiple}", param=name
-        )
-    return value
-
-
-def _frames(value: int, time_factor: int) -> int:
-    if not _is_whole(value) or value < 1 or (value - 1) % time_factor:
-        low = max((value - 1) // time_factor * time_factor + 1, 1) if _is_whole(value) else 1
-        raise InvalidRequest(
-            f"num_frames={value!r} must be {time_factor}k+1; the nearest are {low} and {low + time_factor}",
-            param="num_frames",
-        )
-    return value
+    facts.geometry.video.check(num_frames, height, width, multiple=multiple)
+    return height, width, num_frames
 
 
 def _check_length(job: Job) -> None:

@@ -159,7 +159,7 @@ def _finished(
         results[f"{stage.name}.video"] = unpatchify_video(own, grid.frames, grid.height, grid.width).contiguous()
     if tokens.audio is not None:
         own = drop_appended(tokens.audio, job.num_audio_tokens)
-        results[f"{stage.name}.audio"] = unpatchify_audio(own, job.geometry.audio_channels).contiguous()
+        results[f"{stage.name}.audio"] = unpatchify_audio(own, job.geometry.audio.num_channels).contiguous()
     return replace(
         state,
         results=results,

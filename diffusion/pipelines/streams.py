@@ -47,7 +47,7 @@ def free_streams(
 
 
 def _video_stream(job: Job, grid: VideoGrid, latents: Tensor | None) -> LatentState:
-    tokens = _zeros(job, grid.num_tokens, job.geometry.video_channels)
+    tokens = _zeros(job, grid.num_tokens, job.geometry.video.num_channels)
     if latents is not None:
         tokens = patchify_video(latents).to(tokens)
     return free_state(tokens, video_positions(grid, job.frame_rate).to(job.device))
@@ -55,14 +55,14 @@ def _video_stream(job: Job, grid: VideoGrid, latents: Tensor | None) -> LatentSt
 
 def _audio_stream(job: Job, latents: Tensor | None) -> LatentState:
     geometry = job.geometry
-    tokens = _zeros(job, job.num_audio_tokens, geometry.audio_token_width)
+    tokens = _zeros(job, job.num_audio_tokens, geometry.audio.token_width)
     if latents is not None:
         tokens = patchify_audio(fitted_audio(latents, job.num_audio_tokens)).to(tokens)
     positions = audio_positions(
         job.num_audio_tokens,
-        time_factor=geometry.audio_time_factor,
-        hop_length=geometry.mel_hop,
-        sample_rate=geometry.mel_sample_rate,
+        time_factor=geometry.audio.time_factor,
+        hop_length=geometry.audio.hop,
+        sample_rate=geometry.audio.sample_rate,
     )
     return free_state(tokens, positions.to(job.device))
 

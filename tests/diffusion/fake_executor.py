@@ -14,9 +14,11 @@ from braid.diffusion.guidance import Guidance
 from braid.diffusion.job import GenerationResult
 from braid.diffusion.latents import each
 from braid.diffusion.model_facts import ModelFacts
+from braid.diffusion.models.ltx2.audio_geometry import AudioGeometry
 from braid.diffusion.models.ltx2.geometry import Geometry
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.presets import Preset, full_guidance
+from braid.diffusion.models.ltx2.video_geometry import VideoGeometry
 from braid.diffusion.operations import (
     DecodeAudio,
     DecodedFrames,
@@ -36,7 +38,9 @@ from braid.diffusion.sampling_state import Estimates
 from braid.diffusion.state import PipelineState
 from braid.llm_core.pipeline import Checkpoint, Progress
 
-GEOMETRY = Geometry(video_channels=4, audio_channels=2, audio_bins=4, upscale=Fraction(2))
+GEOMETRY = Geometry(
+    VideoGeometry(num_channels=4), AudioGeometry(num_channels=2, num_latent_bins=4), upscale=Fraction(2)
+)
 NUM_BLOCKS = 32
 
 

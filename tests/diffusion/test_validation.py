@@ -11,7 +11,9 @@ import torch
 
 from braid.diffusion.guidance import Guidance
 from braid.diffusion.latents import AudioVideo
+from braid.diffusion.models.ltx2.geometry import Geometry
 from braid.diffusion.models.ltx2.parts import Part
+from braid.diffusion.models.ltx2.video_geometry import VideoGeometry
 from braid.diffusion.operations import PromptEmbeds, Waveform
 from braid.diffusion.params import AdapterChoice, GenerationParams, ImageCondition
 from braid.diffusion.validation import resolve
@@ -148,7 +150,7 @@ def test_the_length_of_the_sound_is_rounded_half_to_even() -> None:
 
 
 def test_sizes_follow_from_the_checkpoints_own_factors() -> None:
-    other = facts(geometry=replace(facts().geometry, time_factor=4, space_factor=16))
+    other = facts(geometry=Geometry(VideoGeometry(time_factor=4, space_factor=16)))
     job = resolve(params(height=96, width=64, num_frames=5), other)
     assert (job.grid().frames, job.grid().height, job.grid().width) == (2, 6, 4)
     with pytest.raises(BraidError, match="multiple of 32; the nearest are 32 and 64"):

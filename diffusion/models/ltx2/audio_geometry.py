@@ -9,20 +9,20 @@ from braid.diffusion.models.ltx2.config import Section
 
 @dataclass(frozen=True, slots=True)
 class AudioGeometry:
-    """Rates and sizes of an audio autoencoder."""
+    """Rates and sizes of an audio autoencoder; the defaults are those that all released checkpoints share."""
 
-    sample_rate: int
+    sample_rate: int = 16000
     """Hz, of the sound that mel frames are made of."""
-    hop: int
+    hop: int = 160
     """Samples per mel frame."""
-    time_factor: int
+    time_factor: int = 4
     """Mel frames per latent frame; the first latent frame is one mel frame."""
-    num_channels: int
+    num_channels: int = 8
     """Of the latents."""
-    num_latent_bins: int
-    """Of the latents: a token is `num_channels * num_latent_bins` numbers."""
-    num_mel_bins: int
-    num_sound_channels: int
+    num_latent_bins: int = 16
+    """Of the latents."""
+    num_mel_bins: int = 64
+    num_sound_channels: int = 2
     """2 is stereo."""
 
     @property
@@ -30,13 +30,14 @@ class AudioGeometry:
         """25 for released checkpoints."""
         return self.sample_rate / self.hop / self.time_factor
 
+    @property
+    def token_width(self) -> int:
+        """Numbers of one latent frame, which is one token."""
+        return self.num_channels * self.num_latent_bins
+
     def num_latents(self, num_frames: int, frame_rate: float) -> int:
         """Latent frames of the sound of a clip; halves are rounded to the even number."""
         return round(num_frames / frame_rate * self.latents_per_second)
-
-    def latent_shape(self, num_frames: int, frame_rate: float) -> tuple[int, int, int]:
-        """(C, T, M) of the sound of a clip."""
-        return self.num_channels, self.num_latents(num_frames, frame_rate), self.num_latent_bins
 
     def num_mel_frames(self, num_latents: int) -> int:
         """What so many latents are decoded to."""

@@ -79,7 +79,7 @@ class AudioEncoder:
             ModelFileError: config and tensors are not those of an encoder.
         """
         self.geometry = geometry = read_audio_geometry(config)
-        width = geometry.num_channels * geometry.num_latent_bins
+        width = geometry.token_width
         self.statistics = read_statistics("the audio autoencoder", weights, width, TOKEN_AXIS)
         double = config.section("model").section("params").section("ddconfig").boolean("double_z", True)
         self._options = {**read_network_options(config), "double_z": double}
@@ -134,7 +134,7 @@ class AudioDecoder:
             ModelFileError: config and tensors are not those of a decoder.
         """
         self.geometry = geometry = read_audio_geometry(config)
-        width = geometry.num_channels * geometry.num_latent_bins
+        width = geometry.token_width
         self.statistics = read_statistics("the audio autoencoder", weights, width, TOKEN_AXIS)
         self._options = read_network_options(config)
         self._network: Any = build_module("the audio decoder", self._make, with_prefix(weights, "decoder."))

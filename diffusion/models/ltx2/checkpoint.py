@@ -255,7 +255,7 @@ def _check_upsampler(upsampler: UpsamplerFile | None, geometry: Geometry) -> Non
     if upsampler is None:
         return
     channels = upsampler.section.integer("in_channels", 128)
-    if channels != geometry.video_channels:
+    if channels != geometry.video.num_channels:
         raise upsampler.section.error(
-            "in_channels", channels, f"{geometry.video_channels}, the channels of the checkpoint's video latents"
+            "in_channels", channels, f"{geometry.video.num_channels}, the channels of the checkpoint's video latents"
         )

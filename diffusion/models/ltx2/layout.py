@@ -11,7 +11,7 @@ from fractions import Fraction
 from math import prod
 
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.geometry import Block, read_blocks
+from braid.diffusion.models.ltx2.ladder import Block, read_blocks
 from braid.diffusion.models.ltx2.transformer_config import MOVED_CAPTION_PROJECTION
 from braid.errors import UnsupportedModel
 

