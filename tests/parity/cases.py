@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+_NUMBER = r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 GOLDENS = Path(os.environ.get("BRAID_GOLDENS", Path(__file__).parents[2].parent / "shared" / "goldens" / "ltx2"))
 
 
@@ -31,8 +33,20 @@ class Case:
         return load_file(path) if path.exists() else {}
 
     def weights(self, name: str | None = None) -> Case:
-        """The shared weights that the case names (or the one called `name`): tensors, config and key map."""
-        return read_case(self.folder, name or self.info["weights"])
+        """The shared weights that the case names (or the one called `name`); the case itself where it names none."""
+        name = name or self.info.get("weights")
+        # Some say which tensors of which file they mean: "vae.safetensors (w.* tensors)".
+        return self if name is None else read_case(self.folder, name.split(".safetensors")[0])
+
+    def tolerance(self, default: float) -> float:
+        """The case's own, which goes before the README's: a number, or the (absolute) one of a sentence."""
+        told = self.info.get("tolerance", default)
+        if not isinstance(told, str):
+            return float(told)
+        found = re.search(rf"(?<=atol ){_NUMBER}", told) or re.search(_NUMBER, told)
+        if found is not None:
+            return float(found[0])
+        return 0.0 if "exact" in told else default
 
 
 def read_case(folder: Path, name: str) -> Case:

@@ -1,7 +1,8 @@
 """Every golden case of the folder against our code; a case of a component that nobody runs is a failure.
 
-A runner lives in `runners/`: a function from a case to `Comparison`s of every tensor recorded in it, called by the
-component's name. The worst difference of each component is printed at the end.
+A runner lives in `runners/`: a function from a case to `Comparison`s, called by the component's name. It must compare
+every tensor recorded in the case, by its name there; `comparison.NOT_COMPARED` has the exceptions. The worst difference
+of each component is printed at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from braid.tests.parity.cases import GOLDENS, Case, list_cases
-from braid.tests.parity.comparison import Differences, check
+from braid.tests.parity.comparison import Differences, check, forgotten
 from braid.tests.parity.runners.loading import all_runners
 
 RUNNERS = all_runners()
@@ -34,5 +35,7 @@ def test_a_golden_case_is_reproduced(case: Case, differences: Differences) -> No
     assert runner is not None, f"nobody runs component {case.component!r} of case {case.name}"
     comparisons = list(runner(case))
     assert comparisons, f"the runner of {case.component!r} compared nothing"
+    missing = forgotten(case.component, case.tensors(), comparisons)
+    assert not missing, f"the runner of {case.component!r} did not compare {missing}"
     differences.add(case.component, case.name, comparisons)
     check(case.name, comparisons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
 from braid.diffusion.models.ltx2.video_geometry import read_video_geometry
 from braid.diffusion.models.ltx2.video_vae import TimestepDecoding, VideoDecoder, VideoEncoder
 from braid.diffusion.models.ltx2.vocoder import Vocoder
-from braid.tests.parity.cases import Case, read_case
-from braid.tests.parity.comparison import Comparison
+from braid.tests.parity.cases import Case
+from braid.tests.parity.comparison import Comparison, results
 
 NETWORK_TOLERANCE = 2e-4
 EXACT = 0.0
@@ -32,12 +32,16 @@ def section(case: Case, name: str) -> Section:
     return Section(Path(f"{case.name}.json"), name, case.info["config"][name])
 
 
-def tolerance(case: Case) -> float:
-    return float(case.info.get("tolerance", NETWORK_TOLERANCE))
-
-
 def compare(case: Case, name: str, ours: Tensor, expected: Tensor) -> Comparison:
-    return Comparison(name, ours.float(), expected, tolerance(case))
+    return Comparison(name, ours.float(), expected, case.tolerance(NETWORK_TOLERANCE))
+
+
+def compare_made(case: Case, tensors: Mapping[str, Tensor], **made: Callable[[], Tensor]) -> Iterator[Comparison]:
+    """Every `out.NAME` that the case recorded, with what is made for that name."""
+    for name, expected in with_prefix(tensors, "out.").items():
+        make = made.get(name)
+        assert make is not None, f"nobody knows what out.{name} is"
+        yield compare(case, f"out.{name}", make(), expected)
 
 
 def whole(name: str, ours: Any, expected: Any) -> Comparison:
@@ -50,8 +54,7 @@ def run_video_encode(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
     encoder = VideoEncoder(section(case, "vae"), with_prefix(tensors, "w.vae."))
     frames = tensors["in.pixels"][:, :, : encoder.geometry.whole_frames(tensors["in.pixels"].shape[2])]
-    latents = torch.cat([encoder.encode(clip) for clip in frames.split(1)])
-    yield compare(case, "out.latent", latents, tensors["out.latent"])
+    yield from compare_made(case, tensors, latent=lambda: torch.cat([encoder.encode(clip) for clip in frames.split(1)]))
 
 
 def make_decoder(case: Case, tensors: dict[str, Tensor]) -> VideoDecoder:
@@ -71,45 +74,53 @@ def run_video_decode(case: Case) -> Iterator[Comparison]:
     decoder = make_decoder(case, tensors)
     noise = recorded_noise(tensors)
     generator = torch.Generator().manual_seed(int(case.info.get("seed", 0)))
-    clips = [
+    pixels = torch.cat([
         finish(decoder.decode(latents, noise=None if noise is None else noise[index : index + 1], generator=generator))
         for index, latents in enumerate(tensors["in.latent"].split(1))
-    ]
-    yield compare(case, "out.pixels", torch.cat(clips), tensors["out.pixels"])
+    ])  # fmt: skip
+    made = {"pixels": lambda: pixels, "rgb": lambda: ((pixels + 1) / 2).clamp(0, 1)}
+    yield from compare_made(case, tensors, **made)
+
+
+def tile_sizes(case: Case, latent_shape: tuple[int, int, int], factors: tuple[int, int, int]) -> tiling.TileSizes:
+    """Of the case, in latents; an axis that is not cut has null."""
+    told = [case.info["tile_size_config"][axis] for axis in ("frames", "height", "width")]
+    return tiling.TileSizes(*(
+        tiling.TileSize(length, 0) if one is None else tiling.TileSize(one[0] // factor, one[1] // factor)
+        for one, length, factor in zip(told, latent_shape, factors, strict=True)
+    ))  # fmt: skip
 
 
 def run_tiled_decode(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
-    weights_case = read_case(case.folder, case.info["weights"].split(".safetensors")[0])
-    decoder = make_decoder(case, weights_case.tensors())
-    latents = tensors["in.latent"]
-    geometry = decoder.geometry
+    decoder = make_decoder(case, case.weights().tensors())
+    latents, geometry = tensors["in.latent"], decoder.geometry
     factors = {"time_factor": geometry.time_factor, "space_factor": geometry.space_factor}
-    sizes = tiling.TileSizes(
-        *(
-            tiling.TileSize(length // factor, overlap // factor)
-            for (length, overlap), factor in (
-                (case.info["tile_size_config"]["frames"], geometry.time_factor),
-                (case.info["tile_size_config"]["height"], geometry.space_factor),
-                (case.info["tile_size_config"]["width"], geometry.space_factor),
-            )
-        )
-    )
     latent_shape = (latents.shape[2], latents.shape[3], latents.shape[4])
+    sizes = tile_sizes(case, latent_shape, (geometry.time_factor, geometry.space_factor, geometry.space_factor))
     plan = tiling.make_plan(latent_shape, sizes, **factors)
-    yield from compare_tiles(case, plan)
+    if "tiles" in case.info:
+        yield from compare_tiles(case, plan)
     chunks, carry = [], None
     for group in range(plan.num_groups):
         frames, carry = finish(decoder.decode_group(latents, plan, group, carry=carry))
         chunks.append(frames)
-    tiled = torch.cat(chunks, dim=2)
-    yield whole("chunk_frames", [chunk.shape[2] for chunk in chunks], case.info["chunk_frames"])
-    step = subsampling(case.info.get("subsample", ""))
-    whole_clip = finish(decoder.decode_group(latents, tiling.make_plan(latent_shape, None, **factors), 0))[0]
-    yield compare(case, "out.tiled_subsampled", tiled[..., ::step, ::step], tensors["out.tiled_subsampled"])
-    yield compare(case, "out.untiled_subsampled", whole_clip[..., ::step, ::step], tensors["out.untiled_subsampled"])
-    if "out.tiled_frame_mean" in tensors:
-        yield compare(case, "out.tiled_frame_mean", tiled.mean(dim=(1, 3, 4)), tensors["out.tiled_frame_mean"])
+    if "chunk_frames" in case.info:
+        yield whole("chunk_frames", [chunk.shape[2] for chunk in chunks], case.info["chunk_frames"])
+    tiled, step = torch.cat(chunks, dim=2), subsampling(case.info.get("subsample", ""))
+
+    def untiled() -> Tensor:
+        return finish(decoder.decode_group(latents, tiling.make_plan(latent_shape, None, **factors), 0))[0]
+
+    yield from compare_made(
+        case,
+        tensors,
+        tiled=lambda: tiled,
+        untiled=untiled,
+        tiled_subsampled=lambda: tiled[..., ::step, ::step],
+        untiled_subsampled=lambda: untiled()[..., ::step, ::step],
+        tiled_frame_mean=lambda: tiled.mean(dim=(1, 3, 4)),
+    )
 
 
 def subsampling(description: str) -> int:
@@ -170,32 +181,31 @@ def run_text(case: Case) -> Iterator[Comparison]:
     features = projection.features(hidden_states, mask)
     embeds = projection(hidden_states, mask)
     ours = {
-        "out.features.video": features["video"],
-        "out.features.audio": features["audio"],
+        "out.features.video": features.get("video"),
+        "out.features.audio": features.get("audio"),
         "out.video_encoding": embeds.video,
         "out.audio_encoding": embeds.audio,
         # What the transformer is told of the padding: with registers in its place, nothing is masked.
         "out.attention_mask": torch.ones_like(mask),
     }
-    for name, expected in tensors.items():
-        if name.startswith(("out.", "rec.")):
-            found = ours[name]
-            assert found is not None
-            yield compare(case, name, found, expected)
+    for name, expected in results(tensors).items():
+        found = ours.get(name)
+        assert found is not None, f"nobody knows what {name} is"
+        yield compare(case, name, found, expected)
 
 
 def run_audio_encode(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
     encoder = AudioEncoder(section(case, "audio_vae"), with_prefix(tensors, "w.audio_vae."))
-    latents = torch.cat([encoder.encode(mel) for mel in tensors["in.mel"].split(1)])
-    yield compare(case, "out.latent", latents, tensors["out.latent"])
+    mels = tensors["in.mel"].split(1)
+    yield from compare_made(case, tensors, latent=lambda: torch.cat([encoder.encode(mel) for mel in mels]))
 
 
 def run_audio_decode(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
     decoder = AudioDecoder(section(case, "audio_vae"), with_prefix(tensors, "w.audio_vae."))
-    mel = torch.cat([decoder.decode(latents) for latents in tensors["in.latent"].split(1)])
-    yield compare(case, "out.mel", mel, tensors["out.mel"])
+    sounds = tensors["in.latent"].split(1)
+    yield from compare_made(case, tensors, mel=lambda: torch.cat([decoder.decode(latents) for latents in sounds]))
 
 
 def run_audio_mel(case: Case) -> Iterator[Comparison]:
@@ -205,17 +215,19 @@ def run_audio_mel(case: Case) -> Iterator[Comparison]:
         info.get("target_rate", 16000), info.get("n_fft", 1024), info.get("hop", 160), info.get("n_mels", 64)
     )
     mels = [front_end(waveform, info.get("sample_rate", 16000)) for waveform in tensors["in.waveform"].split(1)]
-    yield compare(case, "out.mel", torch.cat(mels), tensors["out.mel"])
+    yield from compare_made(case, tensors, mel=lambda: torch.cat(mels))
 
 
 def run_vocoder(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
     vocoder = Vocoder(section(case, "vocoder"), with_prefix(tensors, "w.vocoder."))
     mels = tensors["in.mel"].split(1)
-    yield compare(case, "out.waveform", torch.cat([vocoder(mel) for mel in mels]), tensors["out.waveform"])
-    if "out.low_rate_waveform" in tensors:
-        low = torch.cat([finish(vocoder.low_rate_pieces(mel)) for mel in mels])
-        yield compare(case, "out.low_rate_waveform", low, tensors["out.low_rate_waveform"])
+    yield from compare_made(
+        case,
+        tensors,
+        waveform=lambda: torch.cat([vocoder(mel) for mel in mels]),
+        low_rate_waveform=lambda: torch.cat([finish(vocoder.low_rate_pieces(mel)) for mel in mels]),
+    )
 
 
 def run_upsampler(case: Case) -> Iterator[Comparison]:
@@ -224,24 +236,17 @@ def run_upsampler(case: Case) -> Iterator[Comparison]:
     config = Section(Path(f"{case.name}.json"), "config", case.info["config"])
     upsampler = LatentUpsampler(config, with_prefix(tensors, "w."), statistics)
     clips = tensors["in.latent"].split(1)
-    raw = torch.cat([finish(upsampler.raw_pieces(latents)) for latents in clips])
-    yield compare(case, "out.raw", raw, tensors["out.raw"])
-    normalised = torch.cat([upsampler(latents) for latents in clips])
-    yield compare(case, "out.with_stats", normalised, tensors["out.with_stats"])
+    yield from compare_made(
+        case,
+        tensors,
+        raw=lambda: torch.cat([finish(upsampler.raw_pieces(latents)) for latents in clips]),
+        with_stats=lambda: torch.cat([upsampler(latents) for latents in clips]),
+    )
 
 
 def run_audio_length(case: Case) -> Iterator[Comparison]:
-    released = AudioGeometry(
-        sample_rate=16000,
-        hop=160,
-        time_factor=4,
-        num_channels=8,
-        num_latent_bins=16,
-        num_mel_bins=64,
-        num_sound_channels=2,
-    )
     named = "audio_vae" in case.info.get("config", {})
-    geometry = read_audio_geometry(section(case, "audio_vae")) if named else released
+    geometry = read_audio_geometry(section(case, "audio_vae")) if named else AudioGeometry()
     for row in case.info["rows"]:
         ours = geometry.num_latents(row["frames"], row["fps"])
         yield whole(f"{row['frames']} frames, {row['fps']} a second", ours, row["audio_latent_frames"])

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from braid.diffusion.latents import AudioVideo
+from braid.diffusion.latents import AudioVideo, each
 from braid.diffusion.models.ltx2.linear import make_linear
+from braid.diffusion.models.ltx2.modules import with_prefix
 from braid.diffusion.models.ltx2.rope import Rotation, make_rotation
 from braid.diffusion.models.ltx2.transformer import LTX2Transformer, Perturbation, Stream, denoised
 from braid.diffusion.models.ltx2.transformer_config import RopeType, TransformerConfig, modalities_of
 from braid.tests.parity.cases import Case
-from braid.tests.parity.comparison import Comparison
+from braid.tests.parity.comparison import Comparison, compare_all, results
 
+MODALITIES = ("video", "audio")
 DIT_TOLERANCE = 2e-4
 ROPE_TOLERANCE = 2e-4
 FP8_FLOAT32_TOLERANCE = 1e-5
@@ -28,9 +30,11 @@ SKIPS = {
 
 
 def load_transformer(case: Case, name: str | None = None) -> LTX2Transformer:
-    """The transformer of a case's shared weights."""
+    """The transformer of a case's shared weights, or of its own."""
     shared = case.weights(name)
     weights = shared.tensors()
+    for prefix in ("w.", "model.diffusion_model."):
+        weights = with_prefix(weights, prefix) or weights
     section = shared.info["config"].get("transformer", shared.info["config"])
     return LTX2Transformer(TransformerConfig.from_metadata(section, modalities=modalities_of(weights)), weights)
 
@@ -71,31 +75,31 @@ def run_dit(case: Case) -> Iterable[Comparison]:
     """One forward for each set of masks that the case has; outputs of the second kind end in `_binary_mask`."""
     tensors = case.tensors()
     transformer = load_transformer(case)
-    suffixes = sorted({name.partition("attention_mask")[2] for name in tensors if ".attention_mask" in name} | {""})
-    for suffix in suffixes:
+    perturbations = read_perturbations(case.info.get("perturbations_per_sample"))
+    ours: dict[str, Tensor] = {}
+    for suffix in {name.partition("attention_mask")[2] for name in tensors if ".attention_mask" in name} | {""}:
         streams = AudioVideo(
             *(
                 read_stream(tensors, modality, suffix=suffix, enabled=case.info.get(f"{modality}_enabled", True))
-                for modality in ("video", "audio")
+                for modality in MODALITIES
             )
         )
-        velocities = transformer.forward(streams, read_perturbations(case.info.get("perturbations_per_sample")))
-        results = (("video", streams.video, velocities.video), ("audio", streams.audio, velocities.audio))
-        for modality, stream, velocity in results:
-            if stream is None or velocity is None:
-                continue
-            ours = {"velocity": velocity, "x0": denoised(stream.latents, stream.timesteps, velocity)}
+        estimates = each(_estimates, streams, transformer.forward(streams, perturbations))
+        for modality, found in zip(MODALITIES, (estimates.video, estimates.audio), strict=True):
             ending = f"{suffix}_mask" if suffix else ""
-            for kind, value in ours.items():
-                name = f"out.{modality}.{kind}{ending}"
-                if name in tensors:
-                    yield Comparison(name, value, tensors[name], DIT_TOLERANCE)
+            ours |= {f"out.{modality}.{kind}{ending}": tensor for kind, tensor in (found or {}).items()}
+    yield from compare_all(tensors, ours, case.tolerance(DIT_TOLERANCE))
+
+
+def _estimates(stream: Stream, velocity: Tensor) -> dict[str, Tensor]:
+    return {"velocity": velocity, "x0": denoised(stream.latents, stream.timesteps, velocity)}
 
 
 def run_rope(case: Case) -> Iterable[Comparison]:
     """The tables of each stream, and of video by time alone."""
     tensors, info = case.tensors(), case.info
     max_pos_video, max_pos_cross = tuple(info["max_pos_video"]), tuple(info["max_pos_audio_and_cross"])
+    ours: dict[str, Tensor] = {}
     for name in sorted({name.split(".")[1] for name in tensors if name.startswith("out.")}):
         modality, _, is_cross = name.partition("_")
         positions = tensors[f"in.{modality}.positions"]
@@ -109,8 +113,8 @@ def run_rope(case: Case) -> Iterable[Comparison]:
             rope_type=info["rope_type"],
             is_double=info["double_precision"],
         )
-        for kind, table in recorded_layout(rotation).items():
-            yield Comparison(f"out.{name}.{kind}", table, tensors[f"out.{name}.{kind}"], ROPE_TOLERANCE)
+        ours |= {f"out.{name}.{kind}": table for kind, table in recorded_layout(rotation).items()}
+    yield from compare_all(tensors, ours, case.tolerance(ROPE_TOLERANCE))
 
 
 def recorded_layout(rotation: Rotation) -> dict[str, Tensor]:
@@ -126,23 +130,22 @@ def run_fp8(case: Case) -> Iterable[Comparison]:
     fp8 = torch.float8_e4m3fn
     scale = tensors["in.weight"].abs().max().reshape(1) / torch.finfo(fp8).max
     quantised = (tensors["in.weight"] / scale).to(fp8)
-    yield Comparison("out.weight_scale", scale, tensors["out.weight_scale"], 0)
-    yield Comparison("out.weight_fp8", quantised, tensors["out.weight_fp8"], 0)
-    kinds = {
-        "fp8cast": {"l.weight": tensors["in.weight"].to(fp8), "l.bias": tensors["in.bias"].to(fp8)},
-        "fp8scaled": {
-            "l.weight": quantised,
-            "l.bias": tensors["in.bias"],
-            "l.weight_scale": scale,
-            "l.input_scale": tensors["in.input_scale"],
-        },
-    }
-    dtypes = {"f32": (torch.float32, FP8_FLOAT32_TOLERANCE), "bf16": (torch.bfloat16, 0.0)}
-    for name in sorted(name for name in tensors if name.startswith("out.fp8")):
-        _, kind, dtype_name = name.split(".")
-        dtype, tolerance = dtypes[dtype_name]
-        ours = make_linear(kinds[kind], "l")(tensors["in.x"].to(dtype))
-        yield Comparison(name, ours, tensors[name], tolerance)
+    made = {"out.weight_scale": scale, "out.weight_fp8": quantised}
+    scaled = {"l.weight": quantised, "l.weight_scale": scale}
+    kinds = {"fp8cast": {"l.weight": tensors["in.weight"].to(fp8)}, "fp8scaled": scaled}
+    if "in.input_scale" in tensors:
+        scaled["l.input_scale"] = tensors["in.input_scale"]
+    if "in.bias" in tensors:
+        kinds["fp8cast"]["l.bias"] = tensors["in.bias"].to(fp8)
+        scaled["l.bias"] = tensors["in.bias"]
+    dtypes = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    for name, expected in results(tensors).items():
+        if name in made:
+            yield Comparison(name, made[name], expected, 0)
+            continue
+        _, kind, dtype = name.split(".")
+        ours = make_linear(kinds[kind], "l")(tensors["in.x"].to(dtypes[dtype]))
+        yield Comparison(name, ours, expected, case.tolerance(FP8_FLOAT32_TOLERANCE if dtype == "f32" else 0.0))
 
 
 RUNNERS = {"dit": run_dit, "rope": run_rope, "fp8 linears": run_fp8}

@@ -20,9 +20,9 @@ from braid.diffusion.models.ltx2.transformer import (
     denoised,
 )
 from braid.tests.parity.cases import Case
-from braid.tests.parity.comparison import Comparison
+from braid.tests.parity.comparison import Comparison, compare_all
 from braid.tests.parity.runners.dit import load_transformer
-from braid.tests.parity.runners.sampling import MODALITIES, by_name, compare_all, tolerance
+from braid.tests.parity.runners.sampling import MODALITIES, by_name
 
 COMBINE_TOLERANCE = 1e-5
 BF16_ULP = 2.0**-8
@@ -54,7 +54,7 @@ def run_combine(case: Case) -> Iterator[Comparison]:
     halves = {kind: estimate.bfloat16() for kind, estimate in estimates.items()}
     for name, params in case.info["params"].items():
         guidance = read_guidance(params)
-        allowed = tolerance(case, COMBINE_TOLERANCE)
+        allowed = case.tolerance(COMBINE_TOLERANCE)
         yield Comparison(f"out.{name}", combine(guidance, estimates), tensors[f"out.{name}"], allowed)
         if f"out_bf16.{name}" in tensors:
             expected = tensors[f"out_bf16.{name}"]
@@ -127,7 +127,7 @@ def run_guided(case: Case) -> Iterator[Comparison]:
     for name, part in zip(MODALITIES, (guidance.video, guidance.audio), strict=True):
         if part is not None and found:
             ours[f"out.{name}.denoised"] = combine(part, {kind: pair[name] for kind, pair in found.items()})
-    yield from compare_all(tensors, ours, tolerance(case, NETWORK_TOLERANCE))
+    yield from compare_all(tensors, ours, case.tolerance(NETWORK_TOLERANCE))
 
 
 RUNNERS = {"guidance combine": run_combine, "guided denoiser": run_guided}

@@ -16,7 +16,7 @@ from braid.lora.apply import finish
 from braid.lora.factors import Factors, StoredWeight, merge_weight
 from braid.lora.layout import layout_of
 from braid.tests.parity.cases import Case
-from braid.tests.parity.comparison import Comparison
+from braid.tests.parity.comparison import Comparison, results
 
 Adapters = dict[int, tuple[Tensor, Tensor]]
 
@@ -26,10 +26,8 @@ _RESULT = re.compile(r"(?P<what>(out|ref)\..+?)\.(?P<strengths>(-?[\d.]+(e-?\d+)
 
 def fuse(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
-    tolerance = float(case.info.get("tolerance", 0))
-    for name, expected in tensors.items():
-        if name.startswith("in."):
-            continue
+    tolerance = case.tolerance(0.0)
+    for name, expected in results(tensors).items():
         result = _RESULT.fullmatch(name)
         assert result, f"{name} is no result of merging"
         factors = _factors(_adapters(tensors), result["strengths"].split("_"))

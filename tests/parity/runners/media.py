@@ -28,20 +28,16 @@ def _preprocessing(case: Case) -> Iterable[Comparison]:
 
 
 def _tensors(case: Case) -> Iterable[Comparison]:
-    tolerance = float(case.info.get("tolerance", TOLERANCE)) if _is_number(case.info.get("tolerance")) else TOLERANCE
-    tensors = case.tensors()
+    tensors, tolerance = case.tensors(), case.tolerance(TOLERANCE)
     for index, sizes in enumerate(case.info.get("cases", [])):
         image = tensors[f"in.{index}.image_hwc_0_255"]
         for name, fitted in (("center_crop", cover), ("reflect_pad", fit_and_pad)):
             expected = tensors.get(f"out.{index}.{name}")
             if expected is not None:
-                yield Comparison(f"{index}.{name}", fitted(image, *sizes["target"]), expected, tolerance)
+                yield Comparison(f"out.{index}.{name}", fitted(image, *sizes["target"]), expected, tolerance)
     if "out.mask_tokens" in tensors:
-        yield Comparison("mask_tokens", mask_tokens(tensors["in.mask_video"]), tensors["out.mask_tokens"], tolerance)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+        ours = mask_tokens(tensors["in.mask_video"])
+        yield Comparison("out.mask_tokens", ours, tensors["out.mask_tokens"], tolerance)
 
 
 def _frames(key: str) -> int:

@@ -22,19 +22,12 @@ from braid.diffusion.schedules import (
     ShiftedSchedule,
 )
 from braid.tests.parity.cases import Case
-from braid.tests.parity.comparison import Comparison
+from braid.tests.parity.comparison import Comparison, compare_all, results
 
 SAMPLER_TOLERANCE = 1e-5
 MODALITIES = ("video", "audio")
 Tensors = Mapping[str, Tensor]
 MakeSampler = Callable[[Tensor, AudioVideo[LatentState], NoiseSource], Sampler]
-
-
-def tolerance(case: Case, default: float = SAMPLER_TOLERANCE) -> float:
-    """The case's own: a number, or the first one of a sentence."""
-    found = re.search(r"\d+(\.\d+)?(e-?\d+)?", str(case.info.get("tolerance", default)))
-    assert found is not None
-    return float(found[0])
 
 
 def parsed(value: Any) -> Any:
@@ -72,14 +65,14 @@ def scheduled(case: Case, key: str, precision: Precision) -> Tensor:
 def compare_schedule(case: Case, name: str, key: str, expected: Tensor) -> Iterator[Comparison]:
     """To the bit where the official list is one; ours is finite everywhere."""
     if expected.isfinite().all():
-        yield Comparison(name, scheduled(case, key, "official"), expected, tolerance(case, 0.0))
+        yield Comparison(name, scheduled(case, key, "official"), expected, case.tolerance(0.0))
     usable = scheduled(case, key, "auto")
     is_usable = usable.isfinite() & (usable >= 0) & (usable <= 1)
     yield Comparison(f"{name} is usable", is_usable, torch.ones_like(is_usable), 0.0)
 
 
 def run_scheduler(case: Case) -> Iterator[Comparison]:
-    for key, expected in case.tensors().items():
+    for key, expected in results(case.tensors()).items():
         yield from compare_schedule(case, key, key, expected)
     listed = {row["key"]: row["sigmas"] for row in case.info.get("rows", ())} | case.info.get("variants", {})
     for key, values in listed.items():
@@ -159,7 +152,7 @@ class RecordedModel:
 
 
 def run_loop(case: Case, make_sampler: MakeSampler, seeds: NoiseSeeds) -> Iterator[Comparison]:
-    tensors, allowed = case.tensors(), tolerance(case)
+    tensors, allowed = case.tensors(), case.tolerance(SAMPLER_TOLERANCE)
     noise, model = RecordingNoise(seeds), RecordedModel(case, tensors)
     streams = read_streams(tensors)
     final = drive(make_sampler(tensors["in.sigmas"], streams, noise), model)
@@ -171,8 +164,9 @@ def run_loop(case: Case, make_sampler: MakeSampler, seeds: NoiseSeeds) -> Iterat
         ours |= {f"{call}.d_{name}": estimate for name, estimate in by_name(denoised).items()}
     ours |= {f"out.{name}.latent": latents for name, latents in by_name(final).items()}
     yield from compare_all(tensors, ours, allowed)
-    if "n_denoiser_calls" in case.info:
-        yield count("denoiser calls", len(model.calls), case.info["n_denoiser_calls"])
+    num_calls = len({name.split(".")[2] for name in tensors if name.startswith("rec.call.")})
+    if num_calls:
+        yield count("denoiser calls", len(model.calls), case.info.get("n_denoiser_calls", num_calls))
     if any(name.startswith("rec.noise.") for name in tensors):
         yield count("draws", len(noise.drawn), sum(name.startswith("rec.noise.") for name in tensors))
 
@@ -184,13 +178,6 @@ def by_name(streams: AudioVideo[Tensor]) -> dict[str, Tensor]:
 
 def count(name: str, ours: int, expected: int) -> Comparison:
     return Comparison(name, torch.tensor(ours), torch.tensor(expected), 0.0)
-
-
-def compare_all(tensors: Tensors, ours: Mapping[str, Tensor], allowed: float) -> Iterator[Comparison]:
-    """Every tensor that the case recorded; one that we do not have is infinitely far off."""
-    for name, expected in tensors.items():
-        if not name.startswith("in."):
-            yield Comparison(name, ours.get(name, expected.new_empty(0)), expected, allowed)
 
 
 def run_res_2s(case: Case) -> Iterator[Comparison]:
@@ -231,14 +218,14 @@ def run_euler_family(case: Case) -> Iterator[Comparison]:
 
 def run_coefficients(case: Case) -> Iterator[Comparison]:
     for row in case.info["rows"]:
-        ours = coefficients(row["h"], case.info["c2"])
+        ours = coefficients(row["h"], row.get("c2", case.info.get("c2", 0.5)))
         for name in ("a21", "b1", "b2"):
-            yield number(f"{name} of h={row['h']}", getattr(ours, name), row[name], tolerance(case))
+            yield number(f"{name} of h={row['h']}", getattr(ours, name), row[name], case.tolerance(SAMPLER_TOLERANCE))
     for row in case.info.get("sde", ()):
         parts = noise_split(torch.tensor(row["sigma_next"], dtype=torch.float64), row["eta"])
         for name, part in zip(("alpha_ratio", "sigma_down", "sigma_up"), parts, strict=True):
             label = f"{name} of sigma_next={row['sigma_next']}, eta={row['eta']}"
-            yield number(label, float(part), row[name], tolerance(case))
+            yield number(label, float(part), row[name], case.tolerance(SAMPLER_TOLERANCE))
 
 
 def number(name: str, ours: float, expected: float, allowed: float) -> Comparison:
