@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from braid.diffusion.models.ltx2.transformer_config import TransformerConfig, expected_tensors
-from braid.errors import ModelFileError
+from braid.diffusion.models.ltx2.transformer_config import TransformerConfig, check_tensors
 
+BLOCKS = "transformer_blocks."
 ALIGNMENT = 256
 """Bytes between starts of tensors: what a GPU's own allocator gives, so that products choose the same kernels."""
-BLOCKS = "transformer_blocks."
-NUM_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def block_layouts(
     Raises:
         ModelFileError: tensors of blocks are missing or of another shape.
     """
-    _check(config, weights)
+    check_tensors(config, weights, what="transformer blocks", is_needed=lambda name: name.startswith(BLOCKS))
     names: list[list[str]] = [[] for _ in range(config.num_layers)]
     for name in weights:
         if name.startswith(BLOCKS):
@@ -92,17 +90,3 @@ def _layout(weights: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dt
 def is_small(name: str) -> bool:
     """Whether a tensor is a table or a norm, which the network computes with in its own dtype."""
     return name.endswith(("_norm.weight", "scale_shift_table")) or ".scale_shift_table" in name
-
-
-def _check(config: TransformerConfig, weights: Mapping[str, Tensor]) -> None:
-    wrong = []
-    for name, shape in expected_tensors(config).items():
-        if not name.startswith(BLOCKS):
-            continue
-        if name not in weights:
-            wrong.append(f"{name} is missing")
-        elif tuple(weights[name].shape) != shape:
-            wrong.append(f"{name} is {tuple(weights[name].shape)} and must be {shape}")
-    if wrong:
-        more = f" and {len(wrong) - NUM_SHOWN} more" if len(wrong) > NUM_SHOWN else ""
-        raise ModelFileError(f"transformer blocks do not fit the config: {'; '.join(wrong[:NUM_SHOWN])}{more}")

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from braid.diffusion.latents import AudioVideo
 from braid.diffusion.models.ltx2.block import Block, StreamState, make_block, run_block
+from braid.diffusion.models.ltx2.block_layout import BLOCKS
 from braid.diffusion.models.ltx2.entry import Entry, Stream, StreamEnds, check_streams, make_ends
 from braid.diffusion.models.ltx2.perturbation import ISOLATED, UNPERTURBED, Perturbation
-from braid.diffusion.models.ltx2.transformer_config import TransformerConfig, expected_tensors
-from braid.errors import InvalidRequest, ModelFileError
+from braid.diffusion.models.ltx2.transformer_config import TransformerConfig, check_tensors
+from braid.errors import InvalidRequest
 
 __all__ = ["ISOLATED", "UNPERTURBED", "ForwardPass", "LTX2Transformer", "Perturbation", "Stream", "denoised"]
 
@@ -102,7 +103,12 @@ class LTX2Transformer:
         max_piece_macs: int | None = None,
     ) -> None:
         self.config = config
-        _check_tensors(config, weights, blocks is None)
+        check_tensors(
+            config,
+            weights,
+            what="transformer weights",
+            is_needed=lambda name: blocks is None or not name.startswith(BLOCKS),
+        )
         entry = weights["audio_patchify_proj.weight" if config.streams.video is None else "patchify_proj.weight"]
         self.dtype, self.device = entry.dtype, entry.device
         self.max_piece_macs = max_piece_macs or MAX_PIECE_MACS.get(self.device.type, MAX_PIECE_MACS["cpu"])
@@ -179,18 +185,3 @@ class LTX2Transformer:
 
 def _sample(streams: AudioVideo[Stream], index: int) -> AudioVideo[Stream]:
     return streams.map(lambda stream: stream.sample(index))
-
-
-def _check_tensors(config: TransformerConfig, weights: Mapping[str, Tensor], has_blocks: bool) -> None:
-    """Name the tensors that are missing or of another shape; tensors that are not expected are the loader's concern."""
-    wrong = []
-    for name, shape in expected_tensors(config).items():
-        if not has_blocks and name.startswith("transformer_blocks."):
-            continue
-        if name not in weights:
-            wrong.append(f"{name} is missing")
-        elif tuple(weights[name].shape) != shape:
-            wrong.append(f"{name} is {tuple(weights[name].shape)} and must be {shape}")
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelFileError(f"transformer weights do not fit the config: {'; '.join(wrong[:3])}{more}")

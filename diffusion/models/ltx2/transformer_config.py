@@ -5,13 +5,17 @@ Knows names and numbers, no arithmetic. Source: specs of LTX-2, sections a.4 and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from torch import Tensor
 
 from braid.diffusion.latents import AudioVideo
 from braid.errors import ModelFileError
 
+NUM_SHOWN = 3
+"""Tensors that a message names."""
 RopeType = Literal["split", "interleaved"]
 CrossModalRule = Literal["own_tokens_other_gate", "other_sigma", "own_tokens"]
 """What the cross-modal modulation is computed from. `own_tokens_other_gate` (since 2026-05-28): scale and shift from
@@ -249,6 +253,27 @@ def expected_tensors(config: TransformerConfig) -> dict[str, Shape]:
     for index in range(config.num_layers):
         shapes |= {f"transformer_blocks.{index}.{name}": shape for name, shape in _block_tensors(config).items()}
     return shapes
+
+
+def check_tensors(
+    config: TransformerConfig, weights: Mapping[str, Tensor], *, what: str, is_needed: Callable[[str], bool]
+) -> None:
+    """Those of `expected_tensors` that are needed must be there; unexpected ones are the loader's concern.
+
+    Raises:
+        ModelFileError: `what` does not fit: names the first tensors that are missing or of another shape.
+    """
+    wrong = []
+    for name, shape in expected_tensors(config).items():
+        if not is_needed(name):
+            continue
+        if name not in weights:
+            wrong.append(f"{name} is missing")
+        elif tuple(weights[name].shape) != shape:
+            wrong.append(f"{name} is {tuple(weights[name].shape)} and must be {shape}")
+    if wrong:
+        more = f" and {len(wrong) - NUM_SHOWN} more" if len(wrong) > NUM_SHOWN else ""
+        raise ModelFileError(f"{what} do not fit the config: {'; '.join(wrong[:NUM_SHOWN])}{more}")
 
 
 def optional_tensors(config: TransformerConfig) -> dict[str, tuple[Shape, ...]]:
