@@ -8,6 +8,7 @@ of each component is printed at the end.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -24,8 +25,10 @@ def differences(request: pytest.FixtureRequest) -> Iterator[Differences]:
     found = Differences()
     yield found
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:
-        terminal.write_line("\n" + found.table())
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with nullcontext() if capture is None else capture.global_and_fixture_disabled():
+        if terminal is not None:
+            terminal.write_line("\n" + found.table())
 
 
 @pytest.mark.skipif(not CASES, reason=f"no golden cases in {GOLDENS}: set BRAID_GOLDENS to a folder of them")
