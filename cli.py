@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from braid.errors import BraidError, InvalidRequest
+from braid.media_command import add_media_command
 
 if TYPE_CHECKING:
     from braid.config import BraidConfig
@@ -44,10 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands and their arguments."""
-    parser = argparse.ArgumentParser(prog="braid", description="One server for one machine: chat now.")
+    parser = argparse.ArgumentParser(prog="braid", description="One server for one machine: chat, pictures, films.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", help="answer HTTP with OpenAI's API"))
     _add_chat(commands.add_parser("chat", help="talk in the terminal"))
+    film = commands.add_parser("video", help="make a film with sound")
+    add_media_command(film, parse_bytes, is_picture=False)
+    add_media_command(commands.add_parser("image", help="make a picture"), parse_bytes, is_picture=True)
     _add_bench(commands.add_parser("bench", help="measure speed"))
     models = commands.add_parser("models", help="what can be given to --model")
     models.set_defaults(run=list_models)

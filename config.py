@@ -1,7 +1,7 @@
-"""What a person says once, when an engine is made: which model, on which device, with how much memory.
+"""What a person says once, when an engine is made: which models, on which device, with how much memory.
 
-A leaf beside `errors`: the command line, the server and the Python faces build one; `factory.build_engine` reads it.
-It is a msgspec struct because it crosses from the HTTP process to its engine child.
+A leaf beside `errors`: the command line, the server and the Python faces build one; `factory.build_engine` and
+`video_factory` read them. They are msgspec structs because they cross from the HTTP process to its engine child.
 """
 
 from __future__ import annotations
@@ -56,6 +56,40 @@ class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise InvalidRequest(f"dtype={self.dtype!r} must be float32 or bfloat16", param="dtype")
         if self.device is not None and not _is_device(self.device):
             raise InvalidRequest(f"device={self.device!r} must be cpu, cuda or cuda:N", param="device")
+
+
+class LoraConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA that is loaded with the video model, and used wherever a request names none."""
+
+    path: str
+    name: str | None = None
+    """None is the file's, without its suffix."""
+    strengths: tuple[float, ...] = (1.0,)
+    """One for every stage, or one for all of them."""
+
+
+class VideoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which video model to load, and what goes with it.
+
+    Raises:
+        InvalidRequest: a field can never be right.
+    """
+
+    model: str
+    """The safetensors file of an LTX-2 or LTX-2.3 checkpoint, or its diffusers folder."""
+    upsampler: str | None = None
+    """The spatial latent upsampler, without which there is no second stage."""
+    distilled_lora: str | None = None
+    """The checkpoint's distilled LoRA, which the stages of most pipelines use in their own strengths."""
+    loras: tuple[LoraConfig, ...] = ()
+    dtype: str | None = None
+    """`float32` or `bfloat16`, in which the networks compute; None is that of the files."""
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise MissingField("model is empty; give a checkpoint's safetensors file or its folder", param="model")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise InvalidRequest(f"dtype={self.dtype!r} must be float32 or bfloat16", param="dtype")
 
 
 def _is_device(device: str) -> bool:

@@ -1,17 +1,19 @@
-"""Puts a server together, from configuration to engine, and the Python faces on it."""
+"""Puts an engine with a language model together, and its Python face; `video_factory` adds a video model to it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
 
 from braid.config import BraidConfig
 from braid.errors import CannotFit, InvalidRequest
 from braid.kernels.ops import Ops
 from braid.llm_core.batching import BatchLimits
-from braid.llm_core.core import StepLimits
+from braid.llm_core.core import StepLimits, Workload
 from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.handle import EngineHandle
 from braid.llm_core.engine.intake import Intake
@@ -33,10 +35,13 @@ from braid.llm_core.models.choice import (
     copied_bytes,
     usable_processors,
 )
+from braid.llm_core.models.config import ModelConfig
 from braid.llm_core.models.model import LanguageModel
 from braid.llm_core.scheduler.cost import CostModel
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.llm_core.sequence_memory import SequenceMemory
+from braid.llm_core.text.chat_template import ChatTemplate
+from braid.llm_core.text.tokenizer import Tokenizer
 from braid.llm_core.workspace import StepWorkspace
 from braid.tracing.recent_spans import RecentSpans
 from braid.tracing.request_spans import RequestTracing
@@ -48,8 +53,30 @@ LANGUAGE_COST_PRIOR = (1.0, 1.0, 0.5, 1e-5)
 """Milliseconds of (a step, a decode token, a prefill token, a key attended to) before anything was measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedLanguage:
+    """The language model of an engine, for workloads that ask it something."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    context_length: int
+
+
+@dataclass(slots=True)
+class EngineParts:
+    """What more models of the same engine share."""
+
+    arena: Arena
+    backend: Backend
+    language: LoadedLanguage | None = None
+    video: Any = None
+    """The `video_factory.LoadedVideo`, once there is one."""
+
+
 def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: None) -> Engine:
-    """Load the model and start an engine on a thread of this process.
+    """Load the language model and start an engine on a thread of this process.
 
     Args:
         on_crash: see `Engine`.
@@ -57,6 +84,7 @@ def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: 
         BraidError: the model is unknown, broken, not supported or too large for the budget.
     """
     backend = backend_of(config)
+    torch.set_num_threads(backend.num_threads)  # now: a thread keeps what holds when it first computes
     checkpoint = open_checkpoint(config.model)
     arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
     context_length = _context_length(config, checkpoint.config.context_length)
@@ -89,17 +117,41 @@ def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: 
         residency.drop(checkpoint.name)
         tracing.close()
 
-    step_limits = CPU_STEP_LIMITS if model.device == "cpu" else GPU_STEP_LIMITS
-    scheduler = Scheduler([workload], limits=step_limits, max_waiting_requests=config.max_waiting_requests)
+    scheduler = _scheduler([workload], config, backend)
+    template = checkpoint.chat_template()
+    language = LoadedLanguage(checkpoint.name, model.config, tokenizer, template, context_length)
     return Engine(
         scheduler,
         ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
-        intake=Intake(model.config, context_length, tokenizer, checkpoint.chat_template(), pages),
+        intake=Intake(model.config, context_length, tokenizer, template, pages),
         stats=_stats(scheduler, workload, arena, pages, prefix_cache, spans),
         release=release,
         open_trace=tracing.open,
         on_crash=on_crash,
+        parts=EngineParts(arena, backend, language),
     )
+
+
+def build_engine_without_language(config: BraidConfig) -> Engine:
+    """An engine with nothing in it yet; `config.model` is not looked at."""
+    backend = backend_of(config)
+    arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
+    tracing = RequestTracing(RecentSpans())
+    torch.set_num_threads(backend.num_threads)
+    return Engine(
+        _scheduler([], config, backend),
+        ready=EngineReady(()),
+        intake=None,
+        stats=lambda: {"memory": asdict(arena.usage())},
+        release=tracing.close,
+        open_trace=tracing.open,
+        parts=EngineParts(arena, backend),
+    )
+
+
+def _scheduler(workloads: Sequence[Workload], config: BraidConfig, backend: Backend) -> Scheduler:
+    limits = CPU_STEP_LIMITS if backend.device == "cpu" else GPU_STEP_LIMITS
+    return Scheduler(workloads, limits=limits, max_waiting_requests=config.max_waiting_requests)
 
 
 def backend_of(config: BraidConfig) -> Backend:
@@ -222,36 +274,3 @@ class LLM(LanguageFace):
             context_length=context_length,
         )
         super().__init__(build_engine(config) if engine is None else engine, owns_engine=engine is None)
-
-
-class Braid:
-    """A server's parts in one process: one engine and the faces that share it.
-
-    Args:
-        llm: as `LLM`'s model.
-        engine: share this engine instead of building one; the other arguments are then not looked at.
-    """
-
-    def __init__(
-        self,
-        llm: str = "smollm2",
-        *,
-        engine: EngineHandle | None = None,
-        device: str | None = None,
-        kernels: str | None = None,
-    ) -> None:
-        self.llm = LLM(llm, engine=engine, device=device, kernels=kernels)
-
-    @property
-    def engine(self) -> EngineHandle:
-        return self.llm.engine
-
-    def close(self) -> None:
-        """Stop the engine, unless it was given."""
-        self.llm.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

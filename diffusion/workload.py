@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from braid.diffusion.components import Components
+from braid.diffusion.delivery import Delivery, WriteFile, delivered, write_file
 from braid.diffusion.denoising import Denoiser
 from braid.diffusion.expansion import Expansion, expanded
 from braid.diffusion.job import Job
@@ -60,7 +62,8 @@ COST_PRIORS = {
     "denoise": (0.5, 0.02), "decode_tile": (0.5, 0.05), "encode_video": (0.5, 0.05), "upsample": (0.5, 0.03),
     "decode_audio": (0.5, 0.05), "vocode": (0.5, 0.05), "encode_audio": (0.5, 0.05), "project_text": (0.5, 0.02),
     "merge": (0.2, 5e-6), "guide": (0.1, 5e-6), "to_pixels": (0.1, 1e-5), "prepare_image": (1.0, 5e-5),
-    "prepare_video": (1.0, 1e-5), "mel": (1.0, 1e-4),
+    "prepare_video": (1.0, 1e-5), "mel": (1.0, 1e-4), "write_frames": (1.0, 1e-5), "write_pictures": (1.0, 1e-4),
+    "write_sound": (1.0, 1e-4), "write_end": (2.0, 0.0),
 }  # fmt: skip
 """Milliseconds of (a piece, a unit of it) before anything was measured, on two CPU cores."""
 
@@ -69,7 +72,8 @@ class Diffusion:
     """One checkpoint, ready to generate.
 
     `workload` goes to the scheduler, which `workload.delegate_to` must then be told; `resolve` makes jobs of requests,
-    and a `Request` whose params are a `Job` (or `Resumed(job, state)`) ends with `Completed` of a `GenerationResult`.
+    and a `Request` whose params are a `Job` or a `Delivery` (or `Resumed` of one and a state) ends with `Completed` of
+    a `GenerationResult`.
 
     Args:
         adapters: paths by name; loaded before any request.
@@ -101,16 +105,18 @@ class Diffusion:
     ) -> None:
         self.checkpoint = checkpoint
         self._arena = arena
+        config = checkpoint.transformer_config()
         self._components = Components(checkpoint, arena, device=device, dtype=dtype)
-        self._weights = weights = self._components.transformer_weights()
-        self._targets = Targets(weights)
-        self.adapters = AdapterStore(self._targets, arena=arena)
-        for name, path in (adapters or {}).items():
-            self.adapters.add(name, path)
+        try:
+            self._weights = weights = self._components.transformer_weights()
+            self._targets = Targets(weights)
+            self.adapters = _open_adapters(adapters or {}, self._targets, arena)
+        except BaseException:
+            self._components.close()
+            raise
         self._variants = MergedWeights(weights, self._targets, self.adapters, arena, name=checkpoint.path.stem)
         self._prompts = PromptCache(arena)
         meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
-        config = checkpoint.transformer_config()
         self.denoiser = Denoiser(
             config, self._variants, self._variant_bytes, arena, meter, max_piece_macs=max_piece_macs
         )
@@ -132,8 +138,11 @@ class Diffusion:
         )
         self.workload = PipelineWorkload(
             NAME,
-            {Job: expanded(run_job, self._expansions(), clock)},
-            self._handlers(MediaOperations(self._components, arena, meter), language),
+            {
+                Job: expanded(run_job, self._expansions(), clock),
+                Delivery: expanded(delivered(run_job), self._expansions(), clock),
+            },
+            self._handlers(MediaOperations(self._components, arena, meter), meter, language),
             on_checkpoint=on_checkpoint,
             clock=clock,
         )
@@ -165,7 +174,7 @@ class Diffusion:
         return {EncodePrompt: lambda operation: encode_prompt(operation, self._prompts)}
 
     def _handlers(
-        self, media: MediaOperations, language: LanguageModelFacts | None
+        self, media: MediaOperations, meter: Meter, language: LanguageModelFacts | None
     ) -> dict[type, OperationHandler | Delegate]:
         handlers: dict[type, OperationHandler | Delegate] = {
             Denoise: InPieces(self.denoiser.run),
@@ -176,12 +185,26 @@ class Diffusion:
             DecodeFrames: InPieces(media.decode_frames),
             DecodeAudio: InPieces(media.decode_audio),
             ProjectText: InPieces(media.project_text),
+            WriteFile: InPieces(partial(write_file, meter)),
         }
         if language is not None:
             handlers[RewritePrompt] = rewrite_prompt(language)
             if self.checkpoint.has(Part.TEXT_PROJECTION):
                 handlers[EncodeText] = encode_text(self.checkpoint.text_encoder(), language.tokenizer)
         return handlers
+
+
+def _open_adapters(paths: Mapping[str, Path], targets: Targets, arena: Arena) -> AdapterStore:
+    """All of them, or none."""
+    store = AdapterStore(targets, arena=arena)
+    try:
+        for name, path in paths.items():
+            store.add(name, path)
+    except BaseException:
+        for adapter in store:
+            store.remove(adapter.name)
+        raise
+    return store
 
 
 def _context_widths(config: TransformerConfig) -> tuple[int, int]:

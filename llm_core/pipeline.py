@@ -47,6 +47,8 @@ class Progress:
     stage: str
     step: int
     num_steps: int
+    preview: Any = None
+    """Something to look at meanwhile."""
 
 
 Pipeline = Generator[Any, Any, Any]
@@ -76,6 +78,7 @@ class Progressed:
     stage: str
     step: int
     num_steps: int
+    preview: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,8 @@ class PipelineWorkload:
             self._on_checkpoint(job.request, asked.state)
             job.answer = _Answer()
         elif isinstance(asked, Progress):
-            job.request.sink(Progressed(job.request.id, asked.stage, asked.step, asked.num_steps))
+            told = Progressed(job.request.id, asked.stage, asked.step, asked.num_steps, asked.preview)
+            job.request.sink(told)
             job.answer = _Answer()
         else:
             self._begin(job, asked)

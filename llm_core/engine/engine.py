@@ -7,10 +7,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from braid.errors import InvalidRequest, ModelNotFound
-from braid.llm_core.core import Request, RequestClass
+import msgspec
+
+from braid.errors import EngineDied, InvalidRequest, ModelNotFound, Unsupported
+from braid.llm_core.core import Request, RequestClass, Workload
+from braid.llm_core.decode import GenerateParams
+from braid.llm_core.encode import EncodeParams
 from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.handle import OnEvent, Submission
 from braid.llm_core.engine.intake import Intake
@@ -19,6 +24,21 @@ from braid.llm_core.scheduler.loop import Scheduler
 from braid.tracing.request_trace import NULL_TRACE, RequestTrace
 
 _log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkRequest:
+    """Work that a face of the same process has checked itself."""
+
+    id: str
+    work: Any
+    """The params of a workload's request."""
+    model: str = ""
+    request_class: int = RequestClass.BATCH
+    tenant: str = ""
+    deadline_s: float | None = None
+    """Seconds from submission."""
+    traceparent: str | None = None
+
 
 OpenTrace = Callable[[str, str | None], RequestTrace]
 """(request id, traceparent) -> the trace of a new request"""
@@ -29,9 +49,10 @@ class Engine:
 
     Args:
         ready: what was loaded.
-        intake: turns language requests into work.
+        intake: turns language requests into work; None without a language model.
         stats: reads the counters; called on the caller's thread.
         release: gives back models and memory, after the last step.
+        parts: what whoever adds another workload needs to know of this engine.
         open_trace: begins the trace of a request.
         on_crash: called on the engine's thread if the loop itself fails, after every request has ended; those that come
             later end with `EngineDied`.
@@ -42,18 +63,19 @@ class Engine:
         scheduler: Scheduler,
         *,
         ready: EngineReady,
-        intake: Intake,
+        intake: Intake | None,
         stats: Callable[[], Mapping[str, Any]],
         release: Callable[[], None],
         open_trace: OpenTrace | None = None,
         on_crash: Callable[[], None] = lambda: None,
+        parts: Any = None,
     ) -> None:
+        self.parts = parts
         self._scheduler = scheduler
         self._ready = ready
-        self._model_names = {name for model in ready.models for name in (model["id"], *model["aliases"])}
         self._intake = intake
         self._stats = stats
-        self._release = release
+        self._releases = [release]
         self._open_trace = open_trace or (lambda request_id, traceparent: NULL_TRACE)
         self._on_crash = on_crash
         self._closing = threading.Lock()
@@ -68,6 +90,25 @@ class Engine:
             _log.critical("the engine's loop failed", exc_info=True)
             self._on_crash()
 
+    def add(self, workload: Workload, model: dict[str, Any], *, release: Callable[[], None]) -> None:
+        """Serve one more model; from any thread.
+
+        Args:
+            model: as `ready` describes it.
+            release: called when the engine closes, before what was loaded earlier is released.
+        Raises:
+            ValueError: there is a workload of that name.
+            EngineDied: the engine was closed; `release` was called.
+        """
+        with self._closing:
+            if not self._is_closed:
+                self._scheduler.add(workload)
+                self._ready = msgspec.structs.replace(self._ready, models=(*self._ready.models, model))
+                self._releases.append(release)
+                return
+        release()
+        raise EngineDied("the engine was closed while a model was loaded")
+
     @property
     def ready(self) -> EngineReady:
         return self._ready
@@ -76,7 +117,7 @@ class Engine:
     def scheduler(self) -> Scheduler:
         return self._scheduler
 
-    def submit(self, request: Submission, on_event: OnEvent) -> None:
+    def submit(self, request: Submission | WorkRequest, on_event: OnEvent) -> None:
         if isinstance(request, StatsRequest):
             on_event(Stats(request.id, dict(self._stats())))
             return
@@ -92,25 +133,29 @@ class Engine:
         self._scheduler.submit(work)
 
     def _request(
-        self, request: GenerateRequest | EncodeRequest, on_event: OnEvent, trace: RequestTrace
+        self, request: GenerateRequest | EncodeRequest | WorkRequest, on_event: OnEvent, trace: RequestTrace
     ) -> Request:
-        if request.model and request.model not in self._model_names:
-            names = ", ".join(sorted(self._model_names))
-            raise ModelNotFound(f"model {request.model!r} is not loaded; loaded is: {names}", param="model")
-        if isinstance(request, GenerateRequest):
-            params: Any = self._intake.generate(request)
-            deadline_s = request.deadline_s
-        else:
-            params, deadline_s = self._intake.encode(request), None
+        names = {name for model in self._ready.models for name in (model["id"], *model["aliases"])}
+        if request.model and request.model not in names:
+            loaded = ", ".join(sorted(names)) or "none"
+            raise ModelNotFound(f"model {request.model!r} is not loaded; loaded is: {loaded}", param="model")
+        deadline_s = None if isinstance(request, EncodeRequest) else request.deadline_s
         return Request(
             id=request.id,
-            params=params,
+            params=request.work if isinstance(request, WorkRequest) else self._language_work(request),
             sink=on_event,
             request_class=_request_class(request.request_class),
             tenant=request.tenant,
             deadline=_deadline(deadline_s),
             trace=trace,
         )
+
+    def _language_work(self, request: GenerateRequest | EncodeRequest) -> GenerateParams | EncodeParams:
+        if self._intake is None:
+            raise Unsupported("there is no language model in this engine")
+        if isinstance(request, GenerateRequest):
+            return self._intake.generate(request)
+        return self._intake.encode(request)
 
     def cancel(self, request_id: str, reason: str = "cancelled by the client") -> None:
         self._scheduler.cancel(request_id, reason)
@@ -122,7 +167,8 @@ class Engine:
             self._is_closed = True
         self._scheduler.stop()
         self._thread.join()
-        self._release()
+        for release in reversed(self._releases):
+            release()
 
 
 def _request_class(number: int) -> RequestClass:

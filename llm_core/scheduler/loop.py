@@ -1,7 +1,7 @@
 """The loop that owns the device: admit, pick, run, finish.
 
-It knows workloads and their offers, never what they do. Everything but `submit`, `cancel`, `wake`, `drain` and `stop`
-happens on the one thread that calls `run` (or `run_once`); those five may be called from any thread.
+It knows workloads and their offers, never what they do. Everything but `add`, `submit`, `cancel`, `wake`, `drain` and
+`stop` happens on the one thread that calls `run` (or `run_once`); those six may be called from any thread.
 """
 
 from __future__ import annotations
@@ -105,6 +105,20 @@ class Scheduler:
         self._is_closed = False
 
     # -- from any thread ---------------------------------------------------------------------------------------------
+
+    def add(self, workload: Workload) -> None:
+        """One more workload; asked last who accepts a request.
+
+        Raises:
+            ValueError: there is one of that name.
+        """
+        with self._lock:
+            if workload.name in self._workloads:
+                raise ValueError(f"there is a workload {workload.name!r} already")
+            # New containers: the engine thread may be going through the old ones.
+            self._workloads = {**self._workloads, workload.name: workload}
+            self._timed = [*self._timed, workload] if isinstance(workload, Timed) else self._timed
+            self._wakeup.notify()
 
     def submit(self, request: Request, *, may_refuse: bool = True) -> None:
         """Hand over a request; never blocks and never raises. It ends with exactly one last event on its sink.

@@ -1,0 +1,143 @@
+"""What a caller gets of a job beside its result: looks at it while it is made, and a file.
+
+A pipeline around a pipeline. The job's own operations pass through it unchanged, so none of this can change a bit of
+the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from braid.diffusion.job import GenerationResult, Job
+from braid.diffusion.latents import AudioVideo, blend_clean, drop_appended, unpatchify_video
+from braid.diffusion.media_files import writing
+from braid.diffusion.operations import DecodedFrames, DecodeFrames, Denoise, Waveform
+from braid.diffusion.pieces import Meter, Pieces
+from braid.diffusion.positions import VideoGrid
+from braid.diffusion.sampling_state import Estimates
+from braid.errors import CannotFit
+from braid.llm_core.pipeline import Pipeline, Progress, StartPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A job, and how its result is handed over."""
+
+    job: Job
+    path: Path | None = None
+    """Where the engine writes it, too."""
+    preview_every: int = 0
+    """Steps between two previews; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """A result as a file. Gives its path."""
+
+    path: Path
+    frames: Tensor | None
+    """(F, H, W, 3) uint8 on the CPU."""
+    waveform: Waveform | None
+    frame_rate: float
+    kind = "write_file"
+
+
+def write_file(meter: Meter, operation: WriteFile) -> Pieces[Path]:
+    """`WriteFile`, for `InPieces`."""
+    pieces = writing(operation.path, operation.frames, operation.waveform, operation.frame_rate)
+    try:
+        kind, units = next(pieces)
+        while True:
+            yield meter.segment(kind, units)
+            with meter.measured(kind, units):
+                following = next(pieces, None)
+            if following is None:
+                return operation.path
+            kind, units = following
+    finally:
+        pieces.close()
+
+
+def delivered(start: StartPipeline) -> StartPipeline:
+    """From the pipeline of a `Job` to that of a `Delivery`."""
+
+    def run(delivery: Delivery, state: Any | None = None, /) -> Pipeline:
+        result: GenerationResult = yield from _watched(start(delivery.job, state), delivery)
+        if delivery.path is not None:
+            yield Progress("write_file", 0, 1)
+            yield WriteFile(delivery.path, result.frames, result.waveform, result.frame_rate)
+        return result
+
+    return run
+
+
+def _watched(pipeline: Pipeline, delivery: Delivery) -> Pipeline:
+    """A pipeline's own words, and previews after its steps."""
+    previews = _Previews(delivery.job, delivery.preview_every)
+    answer: Any = None
+    error: Exception | None = None
+    while True:
+        try:
+            asked = pipeline.send(answer) if error is None else pipeline.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        answer, error = None, None
+        try:
+            answer = yield asked
+        except Exception as problem:  # the pipeline's to handle, as anywhere
+            error = problem
+        if isinstance(asked, Denoise) and error is None:
+            previews.note(asked, answer)
+        elif isinstance(asked, Progress):
+            yield from previews.after(asked)
+
+
+class _Previews:
+    """The middle of the film as the latest x0 estimate has it, decoded by the video decoder itself.
+
+    One latent frame costs about as much as one frame of the result.
+    """
+
+    def __init__(self, job: Job, every: int) -> None:
+        self._job = job
+        self._every = every if job.has_video and job.params.output_type == "frames" else 0
+        self._tokens: Tensor | None = None
+
+    def note(self, asked: Denoise, answer: AudioVideo[Tensor] | Estimates) -> None:
+        """Keep the estimate of an evaluation, with what is held in its place."""
+        if not self._every:
+            return
+        estimates = answer.denoised if isinstance(answer, Estimates) else answer
+        stream = asked.streams.video
+        if stream is not None and estimates.video is not None:
+            self._tokens = blend_clean(estimates.video, stream)
+
+    def after(self, progress: Progress) -> Generator[Any, Any, None]:
+        """The progress of a step once more, with a picture, if it is due."""
+        is_step = progress.stage.startswith("stage_") and progress.step > 0
+        if not self._every or self._tokens is None or not is_step or progress.step % self._every:
+            return
+        tokens, self._tokens = self._tokens, None
+        try:
+            decoded: DecodedFrames = yield DecodeFrames(_middle(tokens, self._grid(progress.stage)), 0)
+        except CannotFit:  # the film still may: tiles of a clip can be smaller than one whole picture
+            self._every = 0
+            return
+        yield replace(progress, preview=decoded.frames[0])
+
+    def _grid(self, stage: str) -> VideoGrid:
+        is_small = stage == "stage_1" and len(self._job.adapters) > 1
+        return self._job.small_grid if is_small else self._job.grid()
+
+
+def _middle(tokens: Tensor, grid: VideoGrid) -> Tensor:
+    """(1, C, 1, H', W') of (1, T, C)."""
+    own = drop_appended(tokens, grid.num_tokens)
+    latents = unpatchify_video(own, grid.frames, grid.height, grid.width)
+    middle = grid.frames // 2
+    return latents[:, :, middle : middle + 1].contiguous()
