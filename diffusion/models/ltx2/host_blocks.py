@@ -51,9 +51,10 @@ class PinnedBlocks:
     ) -> None:
         self.layouts = block_layouts(config, weights, dtype)
         self._transfers = transfers
-        self._buffers = tuple(transfers.pinned(layout.num_bytes) for layout in self.layouts)
-        for layout, buffer in zip(self.layouts, self._buffers, strict=True):
-            layout.pack(weights, buffer)
+        with torch.inference_mode():
+            self._buffers = tuple(transfers.pinned(layout.num_bytes) for layout in self.layouts)
+            for layout, buffer in zip(self.layouts, self._buffers, strict=True):
+                layout.pack(weights, buffer)
 
     @property
     def host_bytes(self) -> int:
@@ -61,7 +62,8 @@ class PinnedBlocks:
 
     def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
         source = self._buffers[index]
-        mark = self._transfers.copy(target[: source.nbytes], source, after=after)
+        with torch.inference_mode():  # the target may have been made in it, and is then written to in it alone
+            mark = self._transfers.copy(target[: source.nbytes], source, after=after)
         return lambda: mark
 
 
@@ -88,6 +90,7 @@ class StagedBlocks:
     def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
         return self._thread.submit(self._stage_and_copy, index, target, after).result
 
+    @torch.inference_mode()  # which is a setting of each thread
     def _stage_and_copy(self, index: int, target: Tensor, after: Mark) -> Mark:
         stage, layout = next(self._stages), self.layouts[index]
         if stage.copied is not None:

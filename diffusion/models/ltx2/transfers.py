@@ -48,7 +48,7 @@ class CudaTransfers:
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def empty(self, num_bytes: int) -> Tensor:
         buffer = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
@@ -59,7 +59,8 @@ class CudaTransfers:
         if num_bytes < LEAST_REGISTERED_BYTES:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         buffer = torch.empty(num_bytes, dtype=torch.uint8)
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), num_bytes, 0))
+        cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        torch.cuda.check_error(cudart.cudaHostRegister(buffer.data_ptr(), num_bytes, 0))
         weakref.finalize(buffer.untyped_storage(), _unregister, buffer.data_ptr(), self._device).atexit = False
         return buffer
 
@@ -79,11 +80,12 @@ class CudaTransfers:
         mark.synchronize()
 
     def _event(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 
 
 def _unregister(address: int, device: torch.device) -> None:
     torch.cuda.synchronize(device)  # a copy may still read
-    torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    torch.cuda.check_error(cudart.cudaHostUnregister(address))

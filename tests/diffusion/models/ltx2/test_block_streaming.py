@@ -30,6 +30,7 @@ from braid.tests.diffusion.models.ltx2.test_transformer import (
     AUDIO,
     VIDEO,
     assert_equal,
+    random_stream,
     random_streams,
     random_weights,
 )
@@ -47,7 +48,7 @@ class FakeTransfers:
 
     def __init__(self, *, is_late: bool) -> None:
         self._is_late = is_late
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor, bool]] = []
         self._num_done = self._num_asked = 0
         self.num_buffers = 0
 
@@ -62,7 +63,7 @@ class FakeTransfers:
         return 0
 
     def copy(self, target: Tensor, source: Tensor, *, after: int) -> int:
-        self._pending.append((target, source))
+        self._pending.append((target, source, torch.is_inference_mode_enabled()))
         self._num_asked += 1
         if not self._is_late:
             self.wait(self._num_asked)
@@ -70,9 +71,10 @@ class FakeTransfers:
 
     def wait(self, mark: int) -> None:
         while self._num_done < mark:
-            target, source = self._pending.pop(0)
-            target.fill_(POISON)
-            target.copy_(source)
+            target, source, is_inference = self._pending.pop(0)
+            with torch.inference_mode(is_inference):
+                target.fill_(POISON)
+                target.copy_(source)
             self._num_done += 1
 
     finish = wait
@@ -121,6 +123,19 @@ def test_forwards_that_take_turns_do_not_disturb_each_other(is_late: bool, sourc
     for forward, streams in zip(forwards, inputs, strict=True):
         assert_equal(forward.result(), resident(weights).forward(streams))
     assert transfers.num_buffers > 2
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_slots_that_are_made_in_inference_mode_can_be_used_outside_and_the_other_way_round(source: Source) -> None:
+    weights, streams = random_weights(CONFIG), random_streams()
+    expected = resident(weights).forward(streams)
+    with torch.inference_mode():
+        inside = streamed(weights, FakeTransfers(is_late=True), source)
+        assert_equal(inside.forward(streams), expected)
+    assert_equal(inside.forward(streams), expected)
+    outside = streamed(weights, FakeTransfers(is_late=False), source)
+    with torch.inference_mode():
+        assert_equal(outside.forward(streams), expected)
 
 
 def test_a_forward_that_is_abandoned_does_not_disturb_the_next() -> None:
@@ -241,16 +256,14 @@ def on_gpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_gpu_streamed_blocks_give_the_bits_of_resident_ones(dtype: torch.dtype, source: Source) -> None:
-    video = replace(VIDEO, num_heads=8, head_dim=64, context_dim=256)
-    audio = replace(AUDIO, num_heads=8, head_dim=32, context_dim=128)
+    video = replace(VIDEO, num_heads=8, head_dim=64, context_dim=512)
+    audio = replace(AUDIO, num_heads=8, head_dim=32, context_dim=256)
     config = TransformerConfig(AudioVideo(video, audio), num_layers=12)
     weights, transfers = random_weights(config, dtype), CudaTransfers("cuda")
     host = source(config, weights, dtype, transfers)
     blocks = StreamedBlocks(config, host, dtype, transfers)
     ours = LTX2Transformer(config, on_gpu(outside_blocks(weights)), blocks=blocks)
     theirs = LTX2Transformer(config, on_gpu(weights))
-    from braid.tests.diffusion.models.ltx2.test_transformer import random_stream
-
     for num_tokens in (5, 700):
         streams = AudioVideo(random_stream(video, 1, num_tokens), random_stream(audio, 1, 9))
         for _ in range(3):

@@ -1,0 +1,159 @@
+"""What each network of a checkpoint takes: its weights on the device, and the peak of one use of it.
+
+Nothing is loaded: networks are built on tensors without memory, and run so (`peak_memory`). A peak is remembered by
+its shape; the first of a network takes a second or so.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from braid.diffusion.components import FLOAT32_PARTS, UPSAMPLER, _builder
+from braid.diffusion.latents import AudioVideo
+from braid.diffusion.models.ltx2.block_layout import BLOCKS, is_small
+from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
+from braid.diffusion.models.ltx2.forward_memory import StreamShape, forward_bytes
+from braid.diffusion.models.ltx2.fp8_cast import is_cast
+from braid.diffusion.models.ltx2.parts import Part, Tensors
+from braid.diffusion.models.ltx2.stored_tensors import QUANTIZED
+
+Shape3 = tuple[int, int, int]
+
+
+class StageMemory:
+    """Args:
+    device_type: "cpu", where mapped weights cost nothing, or "cuda".
+    dtype: in which networks compute; None is that of the files.
+    is_fp8_cast: the transformer's large products are stored in 8 bits.
+    """
+
+    def __init__(
+        self,
+        checkpoint: LTX2Checkpoint,
+        *,
+        device_type: str = "cpu",
+        dtype: torch.dtype | None = None,
+        is_fp8_cast: bool = False,
+        max_piece_macs: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.is_fp8_cast = is_fp8_cast
+        self._device_type = device_type
+        self._dtype = dtype
+        self._max_piece_macs = max_piece_macs
+        self._networks: dict[Part | str, Any] = {}
+        self._peaks: dict[tuple[object, ...], int] = {}
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def weight_bytes(self, part: Part | str) -> int:
+        """Of a network on the device, as `Components` leases it: copies alone on a CPU."""
+        if part is Part.TRANSFORMER:
+            return self.outside_bytes + sum(self.block_bytes)
+        tensors = self._tensors(part)
+        dtype = torch.float32 if part in FLOAT32_PARTS else self._dtype
+        return sum(self._on_device(tensor.numel, tensor.dtype, dtype) for tensor in tensors.values())
+
+    @cached_property
+    def block_bytes(self) -> tuple[int, ...]:
+        """Of each block of the transformer on the device."""
+        sizes = [0] * self.checkpoint.transformer_config().num_layers
+        for name, num_bytes in self._transformer_bytes():
+            if name.startswith(BLOCKS):
+                sizes[int(name.split(".", 2)[1])] += num_bytes
+        return tuple(sizes)
+
+    @cached_property
+    def outside_bytes(self) -> int:
+        """Of the transformer's tensors outside its blocks."""
+        return sum(num_bytes for name, num_bytes in self._transformer_bytes() if not name.startswith(BLOCKS))
+
+    def _transformer_bytes(self) -> list[tuple[str, int]]:
+        found = []
+        for name, tensor in self.checkpoint.parts[Part.TRANSFORMER].items():
+            target = self._dtype or tensor.dtype
+            if (self.is_fp8_cast and is_cast(name)) or (tensor.dtype in QUANTIZED and not is_small(name)):
+                target = torch.float8_e4m3fn
+            found.append((name, self._on_device(tensor.numel, tensor.dtype, target)))
+        return found
+
+    def _on_device(self, numel: int, stored: torch.dtype, wanted: torch.dtype | None) -> int:
+        target = wanted or (torch.bfloat16 if stored in QUANTIZED else stored)
+        return 0 if self._device_type == "cpu" and target == stored else numel * target.itemsize
+
+    # -- one use -------------------------------------------------------------------------------------------------------
+
+    def project_text(self, dtype: torch.dtype) -> int:
+        spec = self.checkpoint.text_encoder()
+        shape = (1, spec.max_length, spec.hidden_size, len(spec.layers))
+        return self._peak(Part.TEXT_PROJECTION, shape, self._dtype or dtype)
+
+    def encode_frames(self, frames: Shape3, dtype: torch.dtype) -> int:
+        """Of (F, H, W) pixels."""
+        return self._peak(Part.VIDEO_ENCODER, *frames, self._dtype or dtype)
+
+    def upsample(self, latents: Shape3, dtype: torch.dtype) -> int:
+        return self._peak(UPSAMPLER, latents, self._dtype or dtype)
+
+    def decode_tile(self, latents: Shape3, dtype: torch.dtype) -> int:
+        return self._peak(Part.VIDEO_DECODER, latents, self._dtype or dtype)
+
+    def decode_audio(self, num_latents: int) -> int:
+        return self._peak(Part.AUDIO_DECODER, num_latents, torch.float32)
+
+    def vocode(self, num_latents: int) -> int:
+        decoder = self._network(Part.AUDIO_DECODER)
+        return self._peak(Part.VOCODER, decoder.geometry.num_mel_frames(num_latents))
+
+    def forward(self, shapes: AudioVideo[StreamShape], dtype: torch.dtype) -> int:
+        """Of the transformer, one sample."""
+        return forward_bytes(
+            self.checkpoint.transformer_config(),
+            shapes,
+            self._dtype or dtype,
+            device_type=self._device_type,
+            is_fp8_cast=self.is_fp8_cast,
+            max_piece_macs=self._max_piece_macs,
+        )
+
+    # -- networks without memory ---------------------------------------------------------------------------------------
+
+    def _peak(self, part: Part | str, *arguments: object) -> int:
+        key = (part, *arguments)
+        if key not in self._peaks:
+            self._peaks[key] = self._network(part).predicted_bytes(*arguments)
+        return self._peaks[key]
+
+    def _network(self, part: Part | str) -> Any:
+        if part not in self._networks:
+            self._networks[part] = self._built(part)
+        return self._networks[part]
+
+    def _built(self, part: Part | str) -> Any:
+        if isinstance(part, Part):
+            return _builder(part)(self.checkpoint.section(part), _without_memory(self._tensors(part)))
+        from braid.diffusion.models.ltx2.statistics import LatentStatistics
+        from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
+
+        assert self.checkpoint.upsampler is not None
+        unit = torch.ones(self.checkpoint.geometry.video.num_channels)
+        weights = _without_memory(self._tensors(part))
+        return LatentUpsampler(self.checkpoint.upsampler.section, weights, LatentStatistics(unit, unit))
+
+    def _tensors(self, part: Part | str) -> Tensors:
+        if isinstance(part, Part):
+            return self.checkpoint.parts[part]
+        assert self.checkpoint.upsampler is not None
+        return self.checkpoint.upsampler.tensors
+
+
+def _without_memory(tensors: Tensors) -> dict[str, Tensor]:
+    return {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in tensors.items()
+        if not name.endswith((".weight_scale", ".input_scale"))
+    }
