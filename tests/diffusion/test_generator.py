@@ -400,3 +400,8 @@ def test_the_table_of_arguments_is_that_of_the_params() -> None:
     fields = set(GenerationParams.__dataclass_fields__)
     assert [argument.name for argument in ARGUMENTS] == list(dict.fromkeys(argument.name for argument in ARGUMENTS))
     assert {argument.name for argument in ARGUMENTS} == fields - {"prompt"}
+
+
+def test_the_documentation_lists_every_argument() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "video.md").read_text().split("## Parameters")[1]
+    assert not [argument.name for argument in ARGUMENTS if f"`{argument.name}`" not in table]
