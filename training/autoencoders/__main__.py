@@ -1,0 +1,53 @@
+"""`python -m braid.training.autoencoders --out DIR --minutes M [--resume DIR]`: train braid-tiny's autoencoders."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from braid.training.autoencoders import files
+from braid.training.autoencoders.recipe import Recipe
+from braid.training.autoencoders.run import Run, show, time_budgets
+
+
+def main() -> None:
+    """The command."""
+    start = time.monotonic()
+    options = _parser().parse_args()
+    torch.set_float32_matmul_precision("high")
+    recipe = Recipe(seed=options.seed)
+    if options.clips_scale != 1.0:
+        counts = {frames: int(count * options.clips_scale) for frames, count in recipe.num_clips.items()}
+        recipe = dataclasses.replace(recipe, num_clips=counts)
+    run = Run(recipe, options.out, options.device, resume=options.resume)
+    shares = {name: recipe.shares[name] for name in options.networks}
+    if {"video", "upsampler"} & set(shares):
+        _ = run.clips
+    if {"audio", "vocoder", "extension"} & set(shares):
+        _ = run.sounds
+    seconds = options.minutes * 60 - (time.monotonic() - start) - options.reserve_s
+    run.train(time_budgets(shares, seconds))
+    show(options.out, options.device, run.log, num_scenes=options.num_scenes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="train the autoencoders of braid-tiny")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the files")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
+    parser.add_argument("--reserve-s", type=float, default=35.0, help="seconds of it for the evaluation")
+    parser.add_argument("--resume", type=Path, help="a folder of an earlier run")
+    parser.add_argument("--networks", nargs="+", choices=files.NETWORKS, default=files.NETWORKS, help="train these")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=torch.device(default))
+    parser.add_argument("--clips-scale", type=float, default=1.0, help="size of the pools of clips; 1 takes 11 GB")
+    parser.add_argument("--num-scenes", type=int, default=24, help="of the evaluation")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
