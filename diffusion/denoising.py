@@ -36,7 +36,7 @@ rows and modulations: of each stream, at once."""
 class _Taken:
     """What an evaluation holds while it runs; all of it is given back when `stack` is closed."""
 
-    weights: Mapping[str, Tensor]
+    weights: HeldWeights
     stack: ExitStack
 
 
@@ -70,7 +70,7 @@ class Denoiser:
         taken = yield from self._take(operation)
         with taken.stack:
             transformer = yield from piece(
-                self._meter, "begin_denoising", self._config.num_layers, partial(self._build, taken.weights)
+                self._meter, "begin_denoising", self._config.num_layers, partial(taken.weights.network, self._build)
             )
             passes = passes_needed(operation.guidance, needs_unconditional=operation.needs_unconditional)
             estimates: dict[Pass, AudioVideo[Tensor]] = {}
@@ -93,7 +93,7 @@ class Denoiser:
                 held = yield from self._merged(operation.adapters)
                 stack.callback(held.release)
                 stack.enter_context(self._arena.lease("denoising", num_bytes, kind="workspace"))
-                return _Taken(held.weights, stack)
+                return _Taken(held, stack)
             except MemoryPressure:
                 stack.close()
             except BaseException:

@@ -7,7 +7,7 @@ base comes back bit for bit after any sequence, also after one that was abandone
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from braid.lora.factors import StoredWeight
 from braid.lora.layout import local_tensor
 from braid.lora.store import ActiveAdapters, AdapterStore
 from braid.lora.targets import Target, Targets
-from braid.lora.variants import HeldWeights
+from braid.lora.variants import Built, HeldWeights, Network
 
 
 class _Held:
@@ -27,6 +27,11 @@ class _Held:
     def __init__(self, owner: ResidentWeights, weights: Mapping[str, Tensor]) -> None:
         self._owner: ResidentWeights | None = owner
         self.weights = weights
+
+    def network(self, build: Callable[[Mapping[str, Tensor]], Network]) -> Network:
+        """One for all lists of adapters: the tensors that it refers to are written to in place."""
+        assert self._owner is not None, "the weights are released"
+        return self._owner._built.of(self.weights, build)
 
     def release(self) -> None:
         if self._owner is not None:
@@ -65,6 +70,7 @@ class ResidentWeights:
         self._targets = targets
         self._store = store
         self._name = name
+        self._built = Built()
         self._num_users = 0
         self._held: ActiveAdapters = ()
         """What the present users were given."""

@@ -7,8 +7,8 @@ mapped file, the system drops the pages that a variant replaces.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from braid.lora.targets import Targets
 
 KIND = "adapters"
 RECLAIM_ORDER = 10
+Network = TypeVar("Network")
 
 
 class HeldWeights(Protocol):
@@ -27,6 +28,13 @@ class HeldWeights(Protocol):
 
     @property
     def weights(self) -> Mapping[str, Tensor]: ...
+
+    def network(self, build: Callable[[Mapping[str, Tensor]], Network]) -> Network:
+        """What `build` makes of the weights, without copying them: built for the first who asks, forgotten with them.
+
+        All who use the weights must ask for the same.
+        """
+        ...
 
     def release(self) -> None:
         """No longer used by the caller, who must also let go of its tensors. A second call does nothing."""
@@ -51,6 +59,24 @@ class WeightVariants(Protocol):
         ...
 
 
+class Built:
+    """What was built of some weights, once."""
+
+    def __init__(self) -> None:
+        self._network: Any = None
+
+    def of(self, weights: Mapping[str, Tensor], build: Callable[[Mapping[str, Tensor]], Network]) -> Network:
+        """The network, built if there is none."""
+        if self._network is None:
+            self._network = build(weights)
+        network: Network = self._network
+        return network
+
+    def forget(self) -> None:
+        """Let go of it, and so of the weights."""
+        self._network = None
+
+
 class Variant:
     """One list of adapters merged, or on the way there; shared by all who want it. See `HeldWeights`."""
 
@@ -58,6 +84,7 @@ class Variant:
         self.lease = lease
         self.num_users = 0
         self.weights: Mapping[str, Tensor] | None = None
+        self.built = Built()
         self.failure: Exception | None = None
         self._pieces = pieces
         self.next_step: MergeStep | None = None
@@ -76,6 +103,7 @@ class Variant:
         """Free the tensors and give their bytes back."""
         self._pieces.close()
         self.weights = None
+        self.built.forget()
         self.lease.release()
 
 
@@ -86,6 +114,9 @@ class _Held:
         self._owner = owner
         self._variant = variant
         self.weights = weights
+
+    def network(self, build: Callable[[Mapping[str, Tensor]], Network]) -> Network:
+        return (self._owner._built if self._variant is None else self._variant.built).of(self.weights, build)
 
     def release(self) -> None:
         if self._variant is not None:
@@ -115,6 +146,8 @@ class MergedWeights:
         self._arena = arena
         self._variants: dict[ActiveAdapters, Variant] = {}
         """The least recently used first."""
+        self._built = Built()
+        """Of the base."""
         arena.add_reclaimer(self, order=RECLAIM_ORDER)
 
     def acquire(self, uses: Sequence[AdapterUse]) -> HeldWeights:
@@ -159,6 +192,7 @@ class MergedWeights:
         with self._arena.lock:
             assert not any(variant.num_users for variant in self._variants.values()), "a variant is still used"
             self.reclaim(self.reclaimable_bytes() + 1)
+            self._built.forget()
             self._arena.remove_reclaimer(self)
 
     def _wanted(self, active: ActiveAdapters) -> Variant:

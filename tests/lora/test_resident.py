@@ -120,3 +120,12 @@ def test_copies_on_a_gpu_are_merged_there_and_restored(rig: Rig) -> None:
     held.release()
     resident.acquire([]).release()
     assert all(same_bits(copies[name].cpu(), rig.source[name]) for name in base)
+
+
+def test_a_network_of_copies_serves_all_adapters(rig: Rig) -> None:
+    held = rig.resident.acquire(A)
+    network = held.network(lambda weights: (weights["dense16.weight"],))
+    held.release()
+    held = rig.resident.acquire([])
+    assert held.network(lambda weights: (weights["dense16.weight"],)) is network
+    assert all_same_bits({"": network[0]}, {"": rig.source["dense16.weight"]})

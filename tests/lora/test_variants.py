@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,26 @@ def test_closing_gives_everything_back(rig: Rig) -> None:
     merged_weights.close()
     assert arena.usage().by_kind == {}
     assert arena.reclaimable_bytes() == 0
+
+
+class Net:
+    """Refers to one tensor of its weights."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weight = weights["dense16.weight"]
+
+
+def test_a_network_is_built_once_for_each_variant_and_goes_with_it(rig: Rig) -> None:
+    merged_weights, _ = variants(rig)
+    base, first, second = (merged_weights.acquire(uses) for uses in ([], A, A))
+    network = first.network(Net)
+    assert first.network(Net) is second.network(Net) is network
+    assert network.weight is first.weights["dense16.weight"]
+    assert base.network(Net).weight is rig[0]["dense16.weight"]
+    tensor = weakref.ref(network.weight)
+    for held in (base, first, second):
+        held.release()
+    del network
+    assert tensor() is not None
+    merged_weights.reclaim(1)
+    assert tensor() is None  # nothing keeps the memory of a variant that is gone
