@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from braid.diffusion.components import UPSAMPLER, Components
+from braid.diffusion.finite import require_finite
 from braid.diffusion.models.ltx2.parts import SECTIONS, Part
 from braid.diffusion.operations import (
     DecodeAudio,
@@ -154,6 +155,7 @@ class MediaOperations:
         )
         with held:
             samples: Tensor = yield from self._run("vocode", vocoder.pieces(mel))
+        require_finite("the samples of the vocoder", samples)
         return Waveform(samples[0].float().cpu(), self._components.checkpoint.geometry.output_sample_rate)
 
     # -- memory and pieces ---------------------------------------------------------------------------------------------
@@ -207,6 +209,7 @@ def _as_input(frames: Tensor) -> Tensor:
 def _as_frames(pixels: Tensor) -> Tensor:
     from braid.diffusion.models.ltx2.video_vae import to_uint8_frames
 
+    require_finite("the pixels of the video decoder", pixels)
     return to_uint8_frames(pixels)
 
 

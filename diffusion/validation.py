@@ -280,7 +280,7 @@ def _check_text(job: Job, facts: ModelFacts) -> None:
     """Somebody must be able to encode what is given as text only."""
     params = job.params
     needs_encoding = params.prompt_embeds is None or (
-        params.negative_prompt_embeds is None and needs_negative_prompt(job.guidance)
+        params.negative_prompt_embeds is None and needs_negative_prompt(job.guidance, job.sampler)
     )
     if params.prompt_embeds is None and not params.prompt.strip():
         raise MissingField("prompt is empty: say what is to be seen or heard", param="prompt")

@@ -25,6 +25,7 @@ from braid.diffusion.operations import (
     UpsampleLatents,
     Waveform,
 )
+from braid.diffusion.pipelines.sampler_choice import UNCONDITIONAL_SAMPLERS
 from braid.diffusion.state import PipelineState
 from braid.llm_core.pipeline import Checkpoint, Progress
 
@@ -43,16 +44,16 @@ def begin(job: Job) -> Part[PipelineState]:
     prompt_embeds, negative_prompt_embeds = params.prompt_embeds, params.negative_prompt_embeds
     if prompt_embeds is None:
         prompt_embeds = yield EncodePrompt(prompt)
-    if negative_prompt_embeds is None and needs_negative_prompt(job.guidance):
+    if negative_prompt_embeds is None and needs_negative_prompt(job.guidance, job.sampler):
         negative_prompt_embeds = yield EncodePrompt(job.negative_prompt)
     state = PipelineState(job.pipeline, prompt, prompt_embeds, negative_prompt_embeds, noise_source(job).state())
     yield Checkpoint(state)
     return state
 
 
-def needs_negative_prompt(guidance: AudioVideo[Guidance]) -> bool:
-    """Whether a stream is led away from it."""
-    return any(one.guidance_scale != 1.0 for one in guidance.present())
+def needs_negative_prompt(guidance: AudioVideo[Guidance], sampler: str) -> bool:
+    """Whether a stream is led away from it, or the sampler asks for its estimate."""
+    return sampler in UNCONDITIONAL_SAMPLERS or any(one.guidance_scale != 1.0 for one in guidance.present())
 
 
 def noise_source(job: Job) -> NoiseSource:

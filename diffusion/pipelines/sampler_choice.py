@@ -29,3 +29,5 @@ SAMPLERS: Mapping[str, StartSampler] = {
     "euler_ancestral": lambda state, sigmas, streams, noise: euler_ancestral(state, sigmas, streams, noise=noise),
     "euler_cfg_pp": lambda state, sigmas, streams, noise: euler_cfg_pp(state, sigmas, streams, noise=noise),
 }
+UNCONDITIONAL_SAMPLERS = ("euler_cfg_pp",)
+"""Those that need the estimate of the negative prompt at any guidance scale."""

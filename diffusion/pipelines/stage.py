@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from braid.diffusion.finite import require_finite
 from braid.diffusion.guidance import Guidance, GuidanceMemory
 from braid.diffusion.job import Job
 from braid.diffusion.latents import (
@@ -151,6 +152,9 @@ def _finished(
     job: Job, state: PipelineState, stage: Stage, tokens: AudioVideo[Tensor], noise: NoiseSource
 ) -> PipelineState:
     """Nothing is under way any more; the stage's own tokens are latents again."""
+    for name, found in (("video", tokens.video), ("audio", tokens.audio)):
+        if found is not None:
+            require_finite(f"the {name} latents of {stage.name}", found)
     results = dict(state.results)
     if tokens.video is not None:
         grid = stage.grid

@@ -186,8 +186,9 @@ def test_the_negative_prompt_is_encoded_only_where_guidance_needs_it() -> None:
     unguided = AudioVideo(Guidance(), Guidance())
     assert [o.prompt for o in finished("one_stage", guidance=unguided).of(EncodePrompt)] == ["a red circle"]
     assert [o.prompt for o in finished("distilled").of(EncodePrompt)] == ["a red circle"]
-    told = finished("one_stage", negative_prompt="rain").of(EncodePrompt)
-    assert [operation.prompt for operation in told] == ["a red circle", "rain"]
+    for changes in ({}, {"guidance": unguided, "sampler": "euler_cfg_pp"}):
+        told = finished("one_stage", negative_prompt="rain", **changes).of(EncodePrompt)
+        assert [operation.prompt for operation in told] == ["a red circle", "rain"]
 
 
 def test_a_prompt_is_rewritten_only_if_asked_for() -> None:
