@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from braid.tests.parity.cases import GOLDENS, Case, list_cases, read_case
+from braid.tests.parity.cases import KNOWN_GOLDENS, Case, list_cases, read_case
 from braid.tests.parity.comparison import Comparison, check, forgotten
 from braid.tests.parity.runners.loading import all_runners
 
 RUNNERS = all_runners()
-CASES = list_cases() if GOLDENS.is_dir() else []
-NEEDS_CASES = pytest.mark.skipif(not CASES, reason=f"no golden cases in {GOLDENS}: set BRAID_GOLDENS")
+CASES = list_cases(KNOWN_GOLDENS) if KNOWN_GOLDENS.is_dir() else []
+NEEDS_CASES = pytest.mark.skipif(not CASES, reason=f"no golden cases in {KNOWN_GOLDENS}")
 RENAMED = tuple(dict.fromkeys(case.component for case in CASES if case.component != "HQ end-to-end latents"))
 Change = Callable[[Case, dict[str, Tensor]], tuple[dict[str, Tensor], dict[str, Any]]]
 """Of a case and its tensors: the tensors of another one, and what its JSON says otherwise."""

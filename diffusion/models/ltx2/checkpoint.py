@@ -6,6 +6,7 @@ a part with a NaN is refused before anything runs on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -38,7 +39,7 @@ from braid.diffusion.models.ltx2.parts import (
 from braid.diffusion.models.ltx2.presets import Preset, read_presets
 from braid.diffusion.models.ltx2.stored_tensors import StoredTensor, copied_bytes, load, open_tensors, stored_bytes
 from braid.diffusion.models.ltx2.text_encoder import TextEncoderSpec, read_text_encoder
-from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
+from braid.diffusion.models.ltx2.transformer_config import CrossModalRule, TransformerConfig
 from braid.errors import ModelFileError
 from braid.llm_core.loading.safetensors_file import SafetensorsFile, parse_json_object
 
@@ -111,11 +112,11 @@ class LTX2Checkpoint:
         """The language model that prompts go through."""
         self.require((Part.TEXT_PROJECTION,))
         tensors = self.parts[Part.TEXT_PROJECTION]
-        name = "text_embedding_projection"
-        projection = tensors.get(f"{name}.aggregate_embed.weight") or tensors[f"{name}.video_aggregate_embed.weight"]
-        registers = tensors["video_embeddings_connector.learnable_registers"]
+        # Those of video and of audio, where both are there, take the same hidden states.
+        projection = next(tensor for name, tensor in tensors.items() if name.endswith("aggregate_embed.weight"))
+        registers = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith("learnable_registers")]
         folder = self.config.metadata.get("text_encoder_folder")
-        return read_text_encoder(self.config, projection.shape[1], registers.shape[0], folder=folder)
+        return read_text_encoder(self.config, projection.shape[1], math.lcm(*registers), folder=folder)
 
     def weights(self, part: Part, dtype: torch.dtype | None = None, *, keep_float8: bool = False) -> dict[str, Tensor]:
         """The tensors of a part by official name without the prefix of its module; see `stored_tensors.load`.
@@ -150,6 +151,7 @@ def open_ltx2(
     upsampler: Path | str | None = None,
     temporal_upsampler: Path | str | None = None,
     split_files: Sequence[Path | str] = (),
+    cross_modal_rule: CrossModalRule | None = None,
 ) -> LTX2Checkpoint:
     """Open a checkpoint and check that it is, whole, a model that we run.
 
@@ -158,6 +160,7 @@ def open_ltx2(
         upsampler: the spatial latent upsampler, a file or a diffusers folder of it; needed by second stages.
         temporal_upsampler: one that doubles frames.
         split_files: further official files with parts that `path` has not, such as 2.5's video autoencoder.
+        cross_modal_rule: how the streams look at each other; None is today's official rule, unless the file names one.
     Raises:
         ModelFileError: a file is missing, broken or truncated, tensors are not those that the config implies, or the
             config contradicts itself.
@@ -167,6 +170,8 @@ def open_ltx2(
     config, tensors = read_diffusers_folder(path) if _is_folder(path) else _read_file(path)
     for split in split_files:
         config = _join(config, tensors, *_read_file(Path(split)))
+    if cross_modal_rule is not None:
+        config = config.with_braid("transformer", cross_modal_rule=cross_modal_rule)
     spatial = None if upsampler is None else _open_upsampler(Path(upsampler))
     temporal = None if temporal_upsampler is None else _open_upsampler(Path(temporal_upsampler))
     geometry = read_geometry(config, upscale=_upscale(spatial))

@@ -7,7 +7,7 @@ network needs is the network's business; here are only the sections themselves a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,6 +127,12 @@ class CheckpointConfig:
         """A section of our own metadata; empty where the file has none."""
         braid = Section(self.path, "braid", self.metadata.get("braid") or {})
         return braid.section(name) if name in braid else Section(self.path, f"braid.{name}", {})
+
+    def with_braid(self, name: str, **values: Any) -> CheckpointConfig:
+        """With values of a section of our own metadata said otherwise."""
+        braid = self.metadata.get("braid") or {}
+        section = {**self.braid_section(name).values, **values}
+        return replace(self, metadata={**self.metadata, "braid": {**braid, name: section}})
 
 
 def read_metadata(path: Path, metadata: Mapping[str, str]) -> CheckpointConfig:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from typing import get_args
 
 from braid.diffusion.models.ltx2 import layout
 from braid.diffusion.models.ltx2.config import CheckpointConfig
 from braid.diffusion.models.ltx2.geometry import Geometry
 from braid.diffusion.models.ltx2.stored_tensors import SCALE_SUFFIXES, StoredTensor, check_scales, renamed
-from braid.diffusion.models.ltx2.transformer_config import TransformerConfig, expected_tensors, modalities_of
+from braid.diffusion.models.ltx2.transformer_config import (
+    CrossModalRule,
+    TransformerConfig,
+    expected_tensors,
+    modalities_of,
+)
 from braid.errors import ModelFileError
 
 Tensors = dict[str, StoredTensor]
@@ -94,9 +101,11 @@ def transformer_config(config: CheckpointConfig, names: Iterable[str]) -> Transf
     section = config.section("transformer")
     modalities = modalities_of(set(names)) or ("video", "audio")
     try:
-        return TransformerConfig.from_metadata(section.values, modalities=modalities)
+        read = TransformerConfig.from_metadata(section.values, modalities=modalities)
     except ModelFileError as error:
         raise ModelFileError(f"{config.path}: {error.message}") from error
+    own, rules = config.braid_section("transformer"), get_args(CrossModalRule)
+    return replace(read, cross_modal_rule=own.choice("cross_modal_rule", rules, read.cross_modal_rule))
 
 
 def check_parts(config: CheckpointConfig, geometry: Geometry, parts: Mapping[Part, Tensors]) -> None:

@@ -21,7 +21,7 @@ from braid.diffusion.models.ltx2.text_encoder import GEMMA_3_NAME, read_text_enc
 from braid.diffusion.models.ltx2.video_geometry import VideoGeometry
 from braid.errors import ModelFileError
 from braid.tests import tiny_ltx2
-from braid.tests.parity.cases import GOLDENS, Case, read_case
+from braid.tests.parity.cases import KNOWN_GOLDENS, Case, read_case
 
 VERSIONS = ("2.0", "2.3")
 RELEASED = Geometry()
@@ -204,6 +204,21 @@ def test_a_transformer_of_video_alone_is_one_stream(tmp_path: Path) -> None:
     assert open_ltx2(tmp_path / "video.safetensors").transformer_config().streams.audio is None
 
 
+def test_the_cross_modal_rule_is_todays_unless_the_file_or_the_caller_names_another(tmp_path: Path) -> None:
+    path, config = tmp_path / "tiny.safetensors", tiny_ltx2.tiny_config()
+    tiny_ltx2.write_checkpoint(path)
+    assert open_ltx2(path).transformer_config().cross_modal_rule == "own_tokens_other_gate"
+    assert open_ltx2(path, cross_modal_rule="own_tokens").transformer_config().cross_modal_rule == "own_tokens"
+    braid = {"text_encoder": tiny_ltx2.TEXT_ENCODER, "transformer": {"cross_modal_rule": "other_sigma"}}
+    save_file(load_file(path), path, metadata=tiny_ltx2.official_metadata(config, braid=braid))
+    assert open_ltx2(path).transformer_config().cross_modal_rule == "other_sigma"
+    named = open_ltx2(path, cross_modal_rule="own_tokens")
+    assert named.transformer_config().cross_modal_rule == "own_tokens"
+    assert named.text_encoder().hidden_size == tiny_ltx2.TEXT_ENCODER["hidden_size"]
+    with pytest.raises(ModelFileError, match=r"braid\.transformer\.cross_modal_rule is 'mine'"):
+        open_ltx2(path, cross_modal_rule="mine").transformer_config()  # type: ignore[arg-type]
+
+
 def test_a_split_file_brings_the_video_autoencoder_under_bare_names(tmp_path: Path) -> None:
     config, tensors = tiny_ltx2.tiny_config(), tiny_ltx2.tiny_tensors(tiny_ltx2.tiny_config())
     video = {name.removeprefix("vae."): tensor for name, tensor in tensors.items() if name.startswith("vae.")}
@@ -364,12 +379,12 @@ def test_gemma_4_is_refused() -> None:
         read_text_encoder(config, 188160, 128)
 
 
-needs_goldens = pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no golden cases in {GOLDENS}")
+needs_goldens = pytest.mark.skipif(not KNOWN_GOLDENS.is_dir(), reason=f"no golden cases in {KNOWN_GOLDENS}")
 
 
 def _golden(name: str, prefix: str) -> tuple[Case, dict[str, tuple[int, ...]]]:
-    case = read_case(GOLDENS, name)
-    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
+    case = read_case(KNOWN_GOLDENS, name)
+    with safe_open(KNOWN_GOLDENS / f"{name}.safetensors", "pt") as file:
         names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
         return case, {key.removeprefix(prefix): tuple(file.get_slice(key).get_shape()) for key in names}
 
@@ -386,14 +401,14 @@ def _same(expected: dict[str, layout.Shape], found: dict[str, tuple[int, ...]]) 
 def test_the_text_layout_is_that_of_the_goldens(name: str) -> None:
     case, found = _golden(name, "w.")
     found = {key.removeprefix("model.diffusion_model."): shape for key, shape in found.items()}
-    assert _same(layout.text_tensors(Section(GOLDENS, "transformer", case.info["config"]["transformer"])), found)
+    assert _same(layout.text_tensors(Section(KNOWN_GOLDENS, "transformer", case.info["config"]["transformer"])), found)
 
 
 @needs_goldens
 @pytest.mark.parametrize("name", ["vae_v2_encode", "vae_v23_encode", "vae_v2_decode", "vae_v23_decode"])
 def test_the_video_layout_is_that_of_the_goldens(name: str) -> None:
     case, found = _golden(name, "w.vae.")
-    section = Section(GOLDENS, "vae", case.info["config"]["vae"])
+    section = Section(KNOWN_GOLDENS, "vae", case.info["config"]["vae"])
     half = layout.video_encoder_tensors if name.endswith("encode") else layout.video_decoder_tensors
     assert _same(half(section) | layout.video_statistics_tensors(section), found)
 
@@ -402,7 +417,7 @@ def test_the_video_layout_is_that_of_the_goldens(name: str) -> None:
 @pytest.mark.parametrize("name", ["audio_vae_encode", "audio_vae_decode"])
 def test_the_audio_layout_is_that_of_the_goldens(name: str) -> None:
     case, found = _golden(name, "w.audio_vae.")
-    section = Section(GOLDENS, "audio_vae", case.info["config"]["audio_vae"])
+    section = Section(KNOWN_GOLDENS, "audio_vae", case.info["config"]["audio_vae"])
     half = layout.audio_encoder_tensors if name.endswith("encode") else layout.audio_decoder_tensors
     assert _same(half(section) | layout.audio_statistics_tensors(section), found)
 
@@ -411,14 +426,14 @@ def test_the_audio_layout_is_that_of_the_goldens(name: str) -> None:
 @pytest.mark.parametrize("name", ["vocoder_v2", "vocoder_bwe"])
 def test_the_vocoder_layout_is_that_of_the_goldens(name: str) -> None:
     case, found = _golden(name, "w.vocoder.")
-    assert _same(layout.vocoder_tensors(Section(GOLDENS, "vocoder", case.info["config"]["vocoder"]), 128), found)
+    assert _same(layout.vocoder_tensors(Section(KNOWN_GOLDENS, "vocoder", case.info["config"]["vocoder"]), 128), found)
 
 
 @needs_goldens
 @pytest.mark.parametrize("kind", ["spatial_x2", "spatial_x1.5", "spatial_x2_rational", "temporal_x2"])
 def test_the_upsampler_layout_is_that_of_the_goldens(kind: str) -> None:
     case, found = _golden(f"upsampler_{kind}", "w.")
-    assert _same(layout.upsampler_tensors(Section(GOLDENS, "upsampler", case.info["config"])), found)
+    assert _same(layout.upsampler_tensors(Section(KNOWN_GOLDENS, "upsampler", case.info["config"])), found)
 
 
 def _official_name(case: str, name: str) -> str:
@@ -435,7 +450,7 @@ def _official_name(case: str, name: str) -> str:
 @needs_goldens
 def test_the_key_map_of_every_golden_is_what_our_rules_give() -> None:
     num_names = 0
-    for path in sorted(GOLDENS.glob("*.json")):
+    for path in sorted(KNOWN_GOLDENS.glob("*.json")):
         names = json.loads(path.read_text()).get("official_to_diffusers_key")
         if isinstance(names, dict):
             num_names += len(names)
