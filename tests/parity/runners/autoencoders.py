@@ -29,7 +29,9 @@ EXACT = 0.0
 
 
 def section(case: Case, name: str) -> Section:
-    return Section(Path(f"{case.name}.json"), name, case.info["config"][name])
+    """Of the case's config, or of that of the weights that it names."""
+    config = case.info.get("config") or case.weights().info["config"]
+    return Section(Path(f"{case.name}.json"), name, config[name])
 
 
 def compare(case: Case, name: str, ours: Tensor, expected: Tensor) -> Comparison:
@@ -232,7 +234,11 @@ def run_vocoder(case: Case) -> Iterator[Comparison]:
 
 def run_upsampler(case: Case) -> Iterator[Comparison]:
     tensors = case.tensors()
-    statistics = LatentStatistics(tensors["stats.mean-of-means"], tensors["stats.std-of-means"])
+    num_channels = tensors["in.latent"].shape[1]
+    statistics = LatentStatistics(
+        tensors.get("stats.mean-of-means", torch.zeros(num_channels)),
+        tensors.get("stats.std-of-means", torch.ones(num_channels)),
+    )
     config = Section(Path(f"{case.name}.json"), "config", case.info["config"])
     upsampler = LatentUpsampler(config, with_prefix(tensors, "w."), statistics)
     clips = tensors["in.latent"].split(1)

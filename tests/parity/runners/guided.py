@@ -66,10 +66,11 @@ def make_stream(tensors: Tensors, name: str, sigma: Tensor, *, is_negative: bool
     if f"in.{name}.latent" not in tensors:
         return None
     latents = tensors[f"in.{name}.latent"]
+    mask = tensors.get(f"in.{name}.denoise_mask", torch.ones(*latents.shape[:2], 1))
     return Stream(
         latents=latents,
         sigma=sigma.expand(latents.shape[0]),
-        timesteps=tensors[f"in.{name}.denoise_mask"] * sigma,
+        timesteps=mask * sigma,
         positions=tensors[f"in.{name}.positions"],
         context=tensors[f"in.{name}.{'negative_context' if is_negative else 'context'}"],
         attention_mask=tensors.get(f"in.{name}.attention_mask"),

@@ -202,7 +202,7 @@ def run_res_2s(case: Case) -> Iterator[Comparison]:
 
 
 def run_euler_family(case: Case) -> Iterator[Comparison]:
-    """`kind` says which; all but `eta` and `ge_gamma` is the same for all."""
+    """`kind` says which, or the component; all but `eta` and `ge_gamma` is the same for all."""
     args = {name: parsed(value) for name, value in case.info.get("args", {}).items()}
     eta = {"eta": args.pop("eta")} if "eta" in args else {}
     gamma = {"gamma": args.pop("ge_gamma")} if "ge_gamma" in args else {}
@@ -213,7 +213,8 @@ def run_euler_family(case: Case) -> Iterator[Comparison]:
         "ancestral": lambda sigmas, streams, noise: euler_ancestral(None, sigmas, streams, noise=noise, **eta),
         "cfgpp": lambda sigmas, streams, noise: euler_cfg_pp(None, sigmas, streams, noise=noise, **eta),
     }
-    yield from run_loop(case, make[case.info["kind"]], NoiseSeeds(0, int(case.info.get("noise_seed", -1))))
+    kind = case.info.get("kind", case.component.removesuffix(" loop"))
+    yield from run_loop(case, make[kind], NoiseSeeds(0, int(case.info.get("noise_seed", -1))))
 
 
 def run_coefficients(case: Case) -> Iterator[Comparison]:
