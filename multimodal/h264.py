@@ -24,7 +24,7 @@ LIMITED_RANGE = 1
 WITHOUT_MACROBLOCK_TREE = "mbtree=0"
 """With its macroblock tree, x264 165 gives other bytes for the same frames where AVX-512 is used and a row has not a
 multiple of 8 macroblocks: in 35 to 95 % of runs at widths of 96 and 160, in 10 to 50 % at 960, and in 1 % if there are
-no B-frames; never at widths of 128 and 384, never without AVX-512. Without the tree 4,750 runs at seven sizes, with 1
+no B-frames; never at widths of 128 and 384, never without AVX-512. Without the tree 4,750 runs at six sizes, with 1
 and 2 threads, were equal. At equal PSNR its files are then 3 to 6 % larger on textured clips and up to 22 % on smooth
 ones; without B-frames they would be up to 15 % and 120 % larger, and still not always equal."""
 BIT_EXACT: dict[str, str] = {"fflags": "+bitexact"}
