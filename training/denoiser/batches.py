@@ -1,0 +1,163 @@
+"""Batches: which clips, which task, how much noise; and what the transformer should answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from braid.diffusion.latents import AudioVideo, LatentState, each
+from braid.diffusion.positions import VideoGrid
+from braid.training.denoiser import tasks
+from braid.training.denoiser.latent_pools import Pool
+from braid.training.denoiser.network import NoisyStream
+from braid.training.denoiser.noise_levels import draw_refining_sigmas, draw_sigmas
+
+EMPTY_SHARE = 0.1
+"""Of captions that are left away, for guidance."""
+OTHER_LEVEL_SHARE = 0.1
+"""Of samples whose sound has another noise level than the picture."""
+REFINING_SHARE = 0.5
+"""Of samples at full size that have the levels of a second stage."""
+SMALL = 64
+"""Pixels of a first stage."""
+
+
+@dataclass(frozen=True)
+class BatchKind:
+    """A kind of batch, and how often it is drawn."""
+
+    name: str
+    size: int
+    num_frames: int
+    num_clips: int
+    weight: float
+    form: str = "mixed"
+    """`mixed` tasks, `last_frame` appended, `silent` (video alone), `picture` or `sound` (audio alone)."""
+    is_common: bool = False
+    """Drawn so often, always in one shape, that making the network faster for it pays."""
+
+
+@dataclass(frozen=True)
+class NoisedState:
+    """One stream: what the transformer sees but for the text, and what it should say."""
+
+    latents: Tensor
+    sigma: Tensor
+    is_free: Tensor
+    positions: Tensor
+    target: Tensor
+    """(B, T, C) velocity."""
+
+    def with_context(self, context: Tensor) -> NoisyStream:
+        """For the network."""
+        return NoisyStream(self.latents, self.sigma, self.is_free, self.positions, context)
+
+    def losses(self, velocity: Tensor) -> Tensor:
+        """(B,) mean square over the tokens that are to be made; 0 where there are none."""
+        square = (velocity.float() - self.target.float()).square().mean(-1, keepdim=True) * self.is_free
+        return square.sum((1, 2)) / self.is_free.sum((1, 2)).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Ready but for the text's contexts."""
+
+    streams: AudioVideo[NoisedState]
+    tokens: Tensor
+    """(B, L) of captions."""
+    lengths: Tensor
+    """(B,), 0 where the caption was left away."""
+
+
+FORMS: Mapping[str, tasks.Task] = {
+    "mixed": tasks.mixed, "last_frame": tasks.last_frame, "silent": tasks.silent, "picture": tasks.free,
+    "sound": tasks.free,
+}  # fmt: skip
+
+
+Levels = Callable[[BatchKind, int, Generator], tuple[Tensor, Tensor]]
+"""Noise levels of video and audio, (B,) each, for so many tokens of video."""
+
+
+def training_levels(kind: BatchKind, num_tokens: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Mostly the same of both streams, sometimes one of each."""
+    sigmas, others = _sigmas(kind, num_tokens, generator), _sigmas(kind, num_tokens, generator)
+    is_other = torch.rand(kind.num_clips, generator=generator, device=generator.device) < OTHER_LEVEL_SHARE
+    return sigmas, torch.where(is_other, others, sigmas)
+
+
+def _sigmas(kind: BatchKind, num_tokens: int, generator: Generator) -> Tensor:
+    sigmas = draw_sigmas(kind.num_clips, num_tokens, generator)
+    if kind.size <= SMALL:
+        return sigmas
+    is_refining = torch.rand(kind.num_clips, generator=generator, device=generator.device) < REFINING_SHARE
+    return torch.where(is_refining, draw_refining_sigmas(kind.num_clips, generator), sigmas)
+
+
+class BatchMaker:
+    """Draws batches of the kinds that there are pools for.
+
+    Args:
+        pools: by size and number of frames.
+        generator: on the device of the pools.
+        levels: what draws noise levels; None is that of plain training.
+    """
+
+    def __init__(
+        self, kinds: tuple[BatchKind, ...], pools: Mapping[tuple[int, int], Pool], generator: Generator,
+        *, levels: Levels | None = None,
+    ) -> None:  # fmt: skip
+        self._kinds, self._pools, self._generator = kinds, pools, generator
+        self._levels = levels or training_levels
+        self._choices = Generator().manual_seed(generator.initial_seed())
+        self._rng = random.Random(generator.initial_seed())
+
+    def kind(self) -> BatchKind:
+        """The next one."""
+        return self._rng.choices(self._kinds, [kind.weight for kind in self._kinds])[0]
+
+    def draw(self, kind: BatchKind) -> Batch:
+        """A batch of a kind."""
+        pool = self._pools[kind.size, kind.num_frames]
+        rows = self._integers(len(pool), kind.num_clips)
+        captions = self._integers(pool.tokens.shape[1], kind.num_clips)
+        is_said = self._uniform(kind.num_clips) >= EMPTY_SHARE
+        return Batch(
+            self._noised(kind, self._states(kind, pool, rows)),
+            pool.tokens[rows, captions],
+            pool.lengths[rows, captions] * is_said,
+        )
+
+    def _states(self, kind: BatchKind, pool: Pool, rows: Tensor) -> AudioVideo[LatentState]:
+        has_video, has_audio = kind.form != "sound", kind.form not in ("silent", "picture")
+        video = pool.still[rows] if kind.form == "picture" else pool.video[rows] if has_video else None
+        frames, height, width = pool.video.shape[2:]
+        time_factor, factor = (kind.num_frames - 1) // (frames - 1), kind.size // height
+        grid = VideoGrid(1 if kind.form == "picture" else frames, height, width, time_factor, factor, factor)
+        clips = tasks.Clips(video, pool.audio[rows] if has_audio else None, pool.last[rows], grid)
+        return FORMS[kind.form](clips, self._choices)
+
+    def _noised(self, kind: BatchKind, states: AudioVideo[LatentState]) -> AudioVideo[NoisedState]:
+        stream = states.audio if states.video is None else states.video
+        assert stream is not None
+        return each(self._noise, states, AudioVideo(*self._levels(kind, stream.num_tokens, self._generator)))
+
+    def _noise(self, state: LatentState, sigma: Tensor) -> NoisedState:
+        clean = state.clean_latents
+        noise = torch.randn(clean.shape, generator=self._generator, device=clean.device)
+        is_free = state.denoise_mask > 0
+        level = sigma[:, None, None] * is_free
+        # a stream that is given as a whole is at level 0, and the model is told so
+        sigma = torch.where(is_free.any(1)[:, 0], sigma, torch.zeros_like(sigma))
+        latents = torch.lerp(clean.float(), noise, level)
+        return NoisedState(latents.to(clean), sigma, is_free, state.positions[:1], (noise - clean.float()).to(clean))
+
+    def _integers(self, below: int, number: int) -> Tensor:
+        return torch.randint(below, (number,), generator=self._generator, device=self._generator.device)
+
+    def _uniform(self, number: int) -> Tensor:
+        return torch.rand(number, generator=self._generator, device=self._generator.device)
