@@ -197,7 +197,8 @@ class DiffGenerator(DiffusionFace):
             distilled_lora: the checkpoint's distilled LoRA, for the same.
             llm: None is the model that the checkpoint names; a copy of it may have any name; `none` loads none, and
                 prompts are then given as embeds.
-            engine: share this engine, its language model, device and memory, instead of building one.
+            engine: share this engine, its language model, device and memory, instead of building one; leave out `llm`,
+                `device`, `num_threads` and `memory_budget_bytes` then.
             dtype, num_threads, memory_budget_bytes, device: see `VideoConfig` and `BraidConfig`.
         Raises:
             InvalidRequest, Unsupported: an argument is wrong, with what would be right.
@@ -208,6 +209,9 @@ class DiffGenerator(DiffusionFace):
             raise Unsupported(f"offload={offload!r}: only None is supported", param="offload")
         config = video_config(path_or_name, upsampler, distilled_lora, loras, dtype)
         if engine is not None:
+            _refuse_beside_engine(
+                llm=llm, device=device, num_threads=num_threads, memory_budget_bytes=memory_budget_bytes
+            )
             return cls._sharing(_local(engine), config)
         checkpoint = open_video(config)
         base = BraidConfig(
@@ -234,6 +238,13 @@ class DiffGenerator(DiffusionFace):
     @classmethod
     def _of(cls, engine: Engine, loaded: LoadedVideo, *, owns_engine: bool = False) -> DiffGenerator:
         return cls(engine, loaded.model, default_adapters=loaded.default_adapters, owns_engine=owns_engine)
+
+
+def _refuse_beside_engine(**given: object) -> None:
+    """Raises: InvalidRequest: what an engine has decided already is asked for anew."""
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidRequest(f"{name}={value!r} belongs to the engine that is given; leave one out", param=name)
 
 
 def video_config(

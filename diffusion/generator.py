@@ -126,9 +126,11 @@ class DiffGenerator:
     @overload
     def generate(self, prompt: str = "", *, path: str | Path | None = None, **params: Any) -> GeneratedMedia: ...
     @overload
-    def generate(self, prompt: list[str], *, path: None = None, **params: Any) -> list[GeneratedMedia]: ...
     def generate(
-        self, prompt: str | list[str] = "", *, path: str | Path | None = None, **params: Any
+        self, prompt: list[str] | tuple[str, ...], *, path: None = None, **params: Any
+    ) -> list[GeneratedMedia]: ...
+    def generate(
+        self, prompt: str | list[str] | tuple[str, ...] = "", *, path: str | Path | None = None, **params: Any
     ) -> GeneratedMedia | list[GeneratedMedia]:
         """Make what a prompt says, or what each of a list of prompts says.
 
@@ -140,9 +142,9 @@ class DiffGenerator:
             CannotFit: before any work, with what is needed and what there is.
             RequestFailed: the work failed; of several, the first that did, and the others are cancelled.
         """
-        if isinstance(prompt, list):
+        if isinstance(prompt, list | tuple):
             return self._generate_all(prompt, path, params)
-        return self.start(prompt, path=path, **params).result()
+        return self._submit(_delivery(self._job(prompt, params), path, 0), None).result()
 
     def start(
         self,
@@ -190,12 +192,12 @@ class DiffGenerator:
         return as_media(event.result, delivery.path)
 
     def _generate_all(
-        self, prompts: list[str], path: str | Path | None, params: dict[str, Any]
+        self, prompts: Sequence[str], path: str | Path | None, params: dict[str, Any]
     ) -> list[GeneratedMedia]:
         if path is not None:
             raise InvalidRequest("path names one file, and there is a list of prompts; save each result", param="path")
         if not prompts:
-            raise InvalidRequest("prompt is an empty list", param="prompt")
+            raise InvalidRequest("prompt is an empty list of prompts", param="prompt")
         jobs = [self._job(prompt, params) for prompt in prompts]  # all are judged before any begins
         pending = deque(self._submit(Delivery(job), None) for job in jobs)
         try:

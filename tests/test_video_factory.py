@@ -195,6 +195,10 @@ BROKEN: dict[str, tuple[Callable[[Path], dict[str, Any]], type[BraidError], str]
         lambda folder: {"path_or_name": folder / "model.safetensors", "offload": "moon"},
         BraidError, "offload='moon'",
     ),
+    "what the engine has": (
+        lambda folder: {"path_or_name": folder / "model.safetensors", "device": "cpu"},
+        BraidError, "device='cpu' belongs to the engine that is given",
+    ),
     "no model": (lambda folder: {"path_or_name": " "}, BraidError, "model is empty"),
 }  # fmt: skip
 

@@ -329,6 +329,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 5}, "prompt=5 must be text"),
     ({"prompt": None}, "prompt=None must be text"),
     ({"prompt": []}, "empty list"),
+    ({"preview_every": 1}, "no argument 'preview_every'"),
     ({"num_frame": 9}, "did you mean num_frames"),
     ({"guidance_scale": 3.0}, "did you mean guidance"),
     ({"zzz": 1}, "there are: negative_prompt, pipeline"),
