@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from braid.training.autoencoders import files
+from braid.training.autoencoders.configs import braid_tiny
 from braid.training.autoencoders.recipe import Recipe
 from braid.training.autoencoders.run import Run, show, time_budgets
 
@@ -19,11 +20,11 @@ def main() -> None:
     start = time.monotonic()
     options = _parser().parse_args()
     torch.set_float32_matmul_precision("high")
-    recipe = Recipe(seed=options.seed)
+    recipe = Recipe(sections=braid_tiny(time_factor=options.time_factor), seed=options.seed)
     if options.clips_scale != 1.0:
         counts = {frames: int(count * options.clips_scale) for frames, count in recipe.num_clips.items()}
         recipe = dataclasses.replace(recipe, num_clips=counts)
-    run = Run(recipe, options.out, options.device, resume=options.resume)
+    run = Run(recipe, options.out, options.device, resume=options.resume, restart=options.restart)
     shares = {name: recipe.shares[name] for name in options.networks}
     if {"video", "upsampler"} & set(shares):
         _ = run.clips
@@ -40,10 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
     parser.add_argument("--reserve-s", type=float, default=35.0, help="seconds of it for the evaluation")
     parser.add_argument("--resume", type=Path, help="a folder of an earlier run")
+    parser.add_argument("--restart", nargs="+", choices=files.NETWORKS, default=(), help="begin these anew")
     parser.add_argument("--networks", nargs="+", choices=files.NETWORKS, default=files.NETWORKS, help="train these")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
-    parser.add_argument("--clips-scale", type=float, default=1.0, help="size of the pools of clips; 1 takes 11 GB")
+    parser.add_argument("--time-factor", type=int, choices=(4, 8), default=8, help="frames of a latent frame")
+    parser.add_argument("--clips-scale", type=float, default=1.0, help="size of the pools of clips; 1 takes 8 GB")
     parser.add_argument("--num-scenes", type=int, default=24, help="of the evaluation")
     parser.add_argument("--seed", type=int, default=0)
     return parser

@@ -2,8 +2,8 @@
 
 The networks are built from these by the code that loads checkpoints, so what is trained is what is loaded.
 
-The video autoencoder compresses 8x8x8: patches of 4x4, then space and time by 2, then time twice. The audio
-autoencoder and the first generator work at 16 kHz as those of LTX-2.3 do; the second one makes 48 kHz of it.
+The video autoencoder compresses space 8 times: patches of 4x4, then space and time by 2, then time once or twice. The
+audio autoencoder and the first generator work at 16 kHz as those of LTX-2.3 do; the second one makes 48 kHz of it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,22 @@ def _resample(kind: str, multiplier: int, **options: Any) -> list[Any]:
 
 
 def video_section(
-    *, latent_channels: int = 32, base_channels: int = 64, num_layers: tuple[int, int, int, int] = (2, 2, 2, 2)
+    *, latent_channels: int = 32, base_channels: int = 64, num_layers: int = 2, time_factor: int = 8
 ) -> ConfigSection:
     """The section `vae`.
 
     Args:
         latent_channels: of the latents, and the width of the encoder's first rung.
         base_channels: width of the decoder's last rungs; its first one is twice as wide.
-        num_layers: residual blocks of the decoder's rungs from the latents to the pixels.
+        num_layers: residual blocks of a rung, where it has not only one.
+        time_factor: frames of a latent frame, 4 or 8.
     """
-    first, second, third, last = num_layers
-    encoder = [
-        _res(1), _resample("compress_all_res", 2), _res(2), _resample("compress_time_res", 1), _res(1),
-        _resample("compress_time_res", 2), _res(1),
-    ]  # fmt: skip
-    decoder = [  # from the pixels to the latents
-        _res(last), _resample("compress_all", 1, residual=True), _res(third),
-        _resample("compress_time", 1, residual=True), _res(second), _resample("compress_time", 2, residual=True),
-        _res(first),
-    ]  # fmt: skip
+    encoder = [_res(1), _resample("compress_all_res", 2), _res(num_layers)]
+    middle = [_resample("compress_time_res", 1), _res(1)] if time_factor == 8 else []
+    encoder += [*middle, _resample("compress_time_res", 2), _res(1 if middle else num_layers)]
+    decoder = [_res(num_layers), _resample("compress_all", 1, residual=True), _res(num_layers)]  # from the pixels
+    middle = [_resample("compress_time", 1, residual=True), _res(num_layers)] if time_factor == 8 else []
+    decoder += [*middle, _resample("compress_time", 2, residual=True), _res(num_layers)]
     return {
         "_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3,
         "latent_channels": latent_channels, "encoder_blocks": encoder, "decoder_blocks": decoder, "patch_size": 4,
@@ -80,7 +77,7 @@ def vocoder_section(*, width: int = 224, extension_width: int = 64) -> ConfigSec
     Most of its time on a CPU goes into the filters around each activation, so it has three levels.
     """
     return {
-        "vocoder": _generator(width, [8, 5, 4], [16, 11, 8], [1, 3, 5]),
+        "vocoder": _generator(width, [8, 5, 4], [16, 11, 8], [1, 3]),
         "bwe": _generator(
             extension_width, [8, 6, 5], [16, 12, 11], [1], input_sampling_rate=16000, output_sampling_rate=48000,
             n_fft=256, hop_length=80, num_mels=32,
@@ -106,6 +103,6 @@ class Sections:
     upsampler: ConfigSection
 
 
-def braid_tiny() -> Sections:
-    """What is shipped."""
-    return Sections(video_section(), audio_section(), vocoder_section(), upsampler_section())
+def braid_tiny(*, time_factor: int = 8) -> Sections:
+    """What is shipped; `time_factor` as in `video_section`."""
+    return Sections(video_section(time_factor=time_factor), audio_section(), vocoder_section(), upsampler_section())

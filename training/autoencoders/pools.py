@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from braid.training.autoencoders.drawing import draw
+from braid.training.autoencoders.locked_sound import locked_sounds
 from braid.training.world.scene import Scene, sample_scene
 from braid.training.world.sound import render_sound
 from braid.training.world.vocabulary import SOUNDS, STYLES
@@ -80,10 +81,23 @@ def _make_pool(count: int, num_frames: int, rng: random.Random, device: torch.de
     return Clips(sizes[SMALL], sizes[LARGE])
 
 
-def make_sounds(count: int, num_frames: int, rng: random.Random, frame_rate: float = 24.0) -> Tensor:
-    """(count, 2, num_samples) float32: every kind of sound equally often, panned as the scenes say."""
+@dataclass(frozen=True)
+class Sounds:
+    """The same sounds twice, (num_sounds, 2, num_samples) float32."""
+
+    drawn: Tensor
+    locked: Tensor
+    """As a vocoder can make them; see `locked_sound`."""
+
+
+def make_sounds(count: int, num_frames: int, rng: random.Random, step_hz: float, frame_rate: float = 24.0) -> Sounds:
+    """Every kind of sound equally often, panned as the scenes say.
+
+    Args:
+        step_hz: mel frames per second.
+    """
     scenes = [replace(scene, sound=rng.choice(SOUNDS)) for scene in training_scenes(count, rng)]
-    return render_sound(scenes, num_frames, frame_rate)
+    return Sounds(render_sound(scenes, num_frames, frame_rate), locked_sounds(scenes, num_frames, frame_rate, step_hz))
 
 
 def _draw_integer(below: int, generator: Generator) -> int:

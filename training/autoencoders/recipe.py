@@ -10,11 +10,9 @@ from braid.training.autoencoders.pools import LARGE, SMALL
 from braid.training.autoencoders.video import VideoBatch
 
 VIDEO_BATCHES = (
-    VideoBatch(LARGE, 25, 12, 0.3),
+    VideoBatch(LARGE, 25, 12, 0.4),
     VideoBatch(LARGE, 17, 16, 0.2),
-    VideoBatch(SMALL, 25, 48, 0.25),
-    VideoBatch(SMALL, 17, 64, 0.1),
-    VideoBatch(SMALL, 33, 32, 0.05),
+    VideoBatch(SMALL, 25, 48, 0.3),
     VideoBatch(LARGE, 1, 64, 0.1),
 )
 
@@ -24,7 +22,7 @@ class Recipe:
     """The defaults are what braid-tiny's autoencoders were trained with."""
 
     sections: Sections = field(default_factory=braid_tiny)
-    num_clips: Mapping[int, int] = field(default_factory=lambda: {17: 1600, 25: 4000, 33: 800})
+    num_clips: Mapping[int, int] = field(default_factory=lambda: {17: 1000, 25: 2800, 33: 600})
     """By the number of frames."""
     num_sounds: Mapping[int, int] = field(default_factory=lambda: {17: 512, 25: 2560, 33: 512})
     sound_frames: int = 25

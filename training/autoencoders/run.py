@@ -24,7 +24,7 @@ from braid.training.autoencoders.audio import (
     mel_front_end,
     reconstruct,
 )
-from braid.training.autoencoders.pools import Clips, make_clips, make_sounds
+from braid.training.autoencoders.pools import Clips, Sounds, make_clips, make_sounds
 from braid.training.autoencoders.recipe import Recipe
 from braid.training.autoencoders.trainee import Budget, TimeBudget, Trainee
 from braid.training.autoencoders.upsampler import UpsamplerTraining, make_upsampler
@@ -64,10 +64,19 @@ class Log:
 class Run:
     """One run over the networks of a recipe."""
 
-    def __init__(self, recipe: Recipe, out: Path, device: torch.device, *, resume: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        device: torch.device,
+        *,
+        resume: Path | None = None,
+        restart: Iterable[str] = (),
+    ) -> None:
         """
         Args:
             resume: a folder that an earlier run wrote.
+            restart: networks that begin anew all the same.
         """
         out.mkdir(parents=True, exist_ok=True)
         self._recipe, self._out, self._device = recipe, out, device
@@ -76,7 +85,7 @@ class Run:
         self.trainees = {name: self._trainee(name, network) for name, network in _networks(recipe).items()}
         self.statistics = _unknown_statistics(recipe)
         if resume is not None:
-            self._resume(resume)
+            self._resume(resume, set(restart))
         # Another seed than before, or a resumed run would see the same batches again.
         seed = recipe.seed + sum(trainee.num_steps for trainee in self.trainees.values())
         self._rng = random.Random(seed)
@@ -109,13 +118,16 @@ class Run:
         return pools
 
     @cached_property
-    def sounds(self) -> dict[int, Tensor]:
+    def sounds(self) -> dict[int, Sounds]:
         """By the number of frames, (N, 2, samples) with silence up to whole mel frames."""
         start = time.monotonic()
         sounds = {}
         for num_frames, count in self._recipe.num_sounds.items():
-            waveforms = make_sounds(count, num_frames, self._rng).to(self._device)
-            sounds[num_frames] = functional.pad(waveforms, (0, self._front_end.hop))
+            made = make_sounds(count, num_frames, self._rng, self._front_end.sample_rate / self._front_end.hop)
+            drawn, locked = (
+                functional.pad(sound.to(self._device), (0, self._front_end.hop)) for sound in (made.drawn, made.locked)
+            )
+            sounds[num_frames] = Sounds(drawn, locked)
         self.log.write(stage="sound", sounds=sum(self._recipe.num_sounds.values()), seconds=_since(start))
         return sounds
 
@@ -128,7 +140,9 @@ class Run:
         """As the audio autoencoder hears the sounds, in whole latents."""
         hop = self._front_end.hop
         return {
-            num_frames: torch.cat([mel_frames(part[..., :-hop], self._front_end) for part in torch.split(sounds, 64)])
+            num_frames: torch.cat(
+                [mel_frames(part[..., :-hop], self._front_end) for part in torch.split(sounds.drawn, 64)]
+            )
             for num_frames, sounds in self.sounds.items()
         }
 
@@ -138,34 +152,37 @@ class Run:
             network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return Trainee(network, learning_rate=self._recipe.learning_rates[name])
 
-    def _resume(self, folder: Path) -> None:
+    def _resume(self, folder: Path, restart: set[str]) -> None:
         for name, trainee in self.trainees.items():
+            if name in restart:
+                continue
             saved = files.read(folder, name, list(trainee.network.state_dict()))
             trainee.load(saved.state, saved.averaged, saved.num_steps)
-        self.statistics = {name: files.read_statistics_of(folder, name) for name in self.statistics}
+        for name in self.statistics.keys() - restart:
+            self.statistics[name] = files.read_statistics_of(folder, name)
 
     def _training(self, name: str) -> Training:
         recipe, trainee, generator = self._recipe, self.trainees[name], self._generator
         if name == "video":
             return VideoTraining(trainee, self.clips, recipe.video_batches, generator)
         if name == "upsampler":
-            encoder, size = self.trainees["video"].average.module, recipe.upsampler_batch
+            encoder, size = self.trainees["video"].average, recipe.upsampler_batch
             statistics = self.statistics["video"]
             return UpsamplerTraining(trainee, encoder, statistics, self.clips, batch_size=size, generator=generator)
         if name == "audio":
             return AudioTraining(trainee, self._mels, recipe.audio_batch, generator)
         if name == "vocoder":
             return self._low_training()
-        return HighTraining(trainee, self._low_training(), self.trainees["vocoder"].average.module)
+        return HighTraining(trainee, self._low_training(), self.trainees["vocoder"].average)
 
     def _low_training(self) -> LowTraining:
         recipe = self._recipe
         mels = self._mels[recipe.sound_frames]
         return LowTraining(
             self.trainees["vocoder"],
-            self.sounds[recipe.sound_frames],
-            (mels, reconstruct(self.trainees["audio"].average.module, mels)),
-            self._front_end,
+            self.sounds[recipe.sound_frames].locked,
+            (mels, reconstruct(self.trainees["audio"].average, mels)),
+            self._front_end.hop,
             batch_size=recipe.vocoder_batch,
             num_frames=recipe.vocoder_frames,
             generator=self._generator,
@@ -191,10 +208,10 @@ class Run:
     def _measure(self, name: str) -> None:
         """The statistics of latents that have just been trained."""
         if name == "video":
-            network = self.trainees["video"].average.module
+            network = self.trainees["video"].average
             self.statistics["video"] = measure_statistics(network, self._some_clips())
         elif name == "audio":
-            network = self.trainees["audio"].average.module
+            network = self.trainees["audio"].average
             self.statistics["audio"] = measure_token_statistics(
                 network, (part for mels in self._mels.values() for part in torch.split(mels[:256], 64))
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 WARM_UP_STEPS = 100
 LAST_RATE = 0.02
@@ -59,8 +59,9 @@ class Trainee:
 
     def __init__(self, network: nn.Module, *, learning_rate: float, average_decay: float = 0.998) -> None:
         self.network = network
-        self.average = AveragedModel(network, multi_avg_fn=_average_fn(average_decay))
+        self.average = copy.deepcopy(network).requires_grad_(False)
         self.num_steps = 0
+        self._average_decay = average_decay
         self._peak_rate = learning_rate
         self._steps_of_run = 0
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -81,26 +82,27 @@ class Trainee:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
         self._optimiser.step()
-        self.average.update_parameters(self.network)
+        self._move_average()
         self.num_steps += 1
         self._steps_of_run += 1
         return norm
 
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        # Young averages forget faster, or the first weights would stay in them.
+        decay = min(self._average_decay, (1 + self.num_steps) / (10 + self.num_steps))
+        for average, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(parameter, 1 - decay)
+
     def averaged_state(self) -> dict[str, Tensor]:
         """The averaged weights; buffers are those of the network."""
-        return dict(self.average.module.state_dict())
+        return dict(self.average.state_dict())
 
     def load(self, state: Mapping[str, Tensor], averaged: Mapping[str, Tensor], num_steps: int) -> None:
         """Go on from saved weights."""
         self.network.load_state_dict(state)
-        self.average.module.load_state_dict(averaged)
-        self.average.n_averaged.fill_(num_steps)  # 0 would let the next step overwrite the average
+        self.average.load_state_dict(averaged)
         self.num_steps = num_steps
-
-
-def _average_fn(decay: float) -> Callable[..., None]:
-    average: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return average
 
 
 def learning_rate_share(step: int, progress: float) -> float:

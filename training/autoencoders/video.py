@@ -28,6 +28,10 @@ from braid.training.autoencoders.trainee import Trainee, mixed_precision
 EDGE_SCALES = (1, 2, 4)
 EDGE_WEIGHT = 0.5
 SQUARE_WEIGHT = 2.0
+MOVING_WEIGHT = 8.0
+"""Of a pixel that changes by half the range of brightness from one frame to the next, beside 1 of one that stands."""
+NEARBY = 5
+"""Pixels around one that moves count as much as it does."""
 DIVERGENCE_WEIGHT = 5e-4
 """Of the latents' divergence from a standard normal, per number: the noise that the decoder learns to bear."""
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
@@ -106,19 +110,34 @@ class VideoTraining:
             means, log_variance = network.encode(frames)
             noise = torch.randn(means.shape, generator=self._generator, device=means.device)
             decoded = network.decode(means + noise * (0.5 * log_variance).exp())
-        error = decoded - frames
+        error, weights = decoded - frames, importance(frames)
         figures = {
-            "l1": error.abs().mean(),
-            "square": error.square().mean(),
-            "edges": edge_distance(error),
+            "l1": (weights * error.abs()).mean(),
+            "square": (weights * error.square()).mean(),
+            "edges": edge_distance(weights * error),
             "divergence": 0.5 * (means.square() + log_variance.exp() - 1 - log_variance).mean(),
         }
         loss = (
             figures["l1"] + SQUARE_WEIGHT * figures["square"] + EDGE_WEIGHT * figures["edges"]
             + DIVERGENCE_WEIGHT * figures["divergence"]
         )  # fmt: skip
-        figures["psnr"] = -10 * torch.log10(figures["square"].detach() / 4)
+        figures["psnr"] = -10 * torch.log10(error.detach().square().mean() / 4)
+        figures["frames"] = torch.tensor(float(frames.shape[2]))
         return loss, figures
+
+
+def importance(frames: Tensor) -> Tensor:
+    """Weights of pixels, (B, 1, F, H, W) with mean 1: what moves counts more than what stands still.
+
+    Most of a clip stands still, and a blur where something moves costs little by the mean of all pixels.
+    """
+    if frames.shape[2] == 1:
+        return torch.ones_like(frames[:, :1])
+    steps = frames.diff(dim=2).abs().amax(1, keepdim=True)  # (B, 1, F - 1, H, W)
+    moving = torch.maximum(functional.pad(steps, (0, 0, 0, 0, 1, 0)), functional.pad(steps, (0, 0, 0, 0, 0, 1)))
+    nearby = functional.max_pool3d(moving, (1, NEARBY, NEARBY), 1, (0, NEARBY // 2, NEARBY // 2))
+    weights = 1 + MOVING_WEIGHT * nearby.clamp(max=1)
+    return weights / weights.mean()
 
 
 def edge_distance(error: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 """Training the vocoder: first the generator of 16 kHz sound, then the one that extends it to 48 kHz.
 
-It hears mel frames as drawn and mel frames that went through the audio autoencoder. Mel frames have no phase, so sound
-is compared by magnitudes of spectra at several resolutions; the waveform itself counts little. Windows are short: a
-generator sees ten milliseconds at a time, and a tone between two multiples of 100 Hz may be a few Hz off, which a long
-window would punish by silence.
+It hears mel frames as drawn and mel frames that went through the audio autoencoder, and learns sound whose phase those
+frames tell (`locked_sound`): so its waveform itself can be compared, and spectra only help.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from braid.diffusion.models.ltx2.audio_mel import MelFrontEnd, mel_filters
+from braid.diffusion.models.ltx2.audio_mel import mel_filters
 from braid.diffusion.models.ltx2.config import Section
 from braid.diffusion.models.ltx2.vocoder import (
     Spectrum,
@@ -28,10 +26,13 @@ from braid.training.autoencoders.trainee import Trainee
 
 LOW_WINDOWS = (64, 128, 256, 512, 1024)
 HIGH_WINDOWS = (192, 384, 768, 1536)
-SMALLEST_MAGNITUDE = 1e-4
-"""Of a spectrum whose full scale is 1: 80 dB below, which nobody hears."""
-MEL_WEIGHT = 0.3
-WAVEFORM_WEIGHT = 0.2
+SMALLEST_MAGNITUDE = 1e-3
+"""Of a spectrum whose full scale is 1: what is 60 dB below need not be right."""
+NEVER_ZERO = 1e-10
+LOGARITHM_WEIGHT = 0.1
+SPECTRA_WEIGHT = 0.3
+SILENT_POWER = 3e-4
+"""What an error in a silent sound is measured by; a tone has a hundred times as much."""
 SOUND_CHANNELS = 2
 FIRST_EXTENSION = 1e-2
 """How large the extension's last layer begins: near nothing, so that it begins as the resampled sound."""
@@ -107,25 +108,33 @@ def spectrum_bases(n_fft: int, num_mels: int, sample_rate: int) -> dict[str, Ten
 
 
 def spectral_distance(sound: Tensor, truth: Tensor, windows: tuple[int, ...]) -> Tensor:
-    """How much the spectra of (B, channels, samples) differ: in loudness, and in decibels."""
+    """How much the spectra of (B, channels, samples) differ: by energy relative to the truth's, and by logarithm.
+
+    Squares let a few loud bins, a tone, pull harder than thousands of silent ones push: by absolute differences or by
+    logarithms alone silence would be the best that a beginner can do.
+    """
     total = torch.zeros((), device=sound.device)
     for size in windows:
-        ours, theirs = _magnitudes(sound, size), _magnitudes(truth, size)
-        difference = (ours - theirs).square().sum((1, 2)).sqrt()
-        # A silent truth has no loudness to divide by.
-        loudness = theirs.square().sum((1, 2)).sqrt().clamp(min=0.1)
-        total = total + (difference / loudness).mean() + (ours.log() - theirs.log()).abs().mean()
+        ours, theirs = magnitudes(sound, size), magnitudes(truth, size)
+        energy = theirs.square().mean((1, 2)) + SMALLEST_MAGNITUDE**2
+        relative = (ours - theirs).square().mean((1, 2)) / energy
+        total = total + (relative + NEVER_ZERO).sqrt().mean() + LOGARITHM_WEIGHT * _log_distance(ours, theirs)
     return total / len(windows)
 
 
-def _magnitudes(sound: Tensor, size: int) -> Tensor:
+def _log_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    return ((ours + SMALLEST_MAGNITUDE).log() - (theirs + SMALLEST_MAGNITUDE).log()).abs().mean()
+
+
+def magnitudes(sound: Tensor, size: int) -> Tensor:
+    """(B * channels, size // 2 + 1, frames): of a sine about its amplitude, whatever the window's `size`."""
     window = torch.hann_window(size, device=sound.device)
     rows = functional.pad(sound.flatten(0, 1), (size // 2, size // 2))
     spectrum = torch.stft(rows, size, size // 4, window=window, center=False, return_complex=True)
     power = torch.view_as_real(spectrum).square().sum(-1)
     scale = 4.0 / size  # the window's sum is half its length
     # The square root has no gradient at 0.
-    return (power * scale**2 + SMALLEST_MAGNITUDE**2).sqrt()
+    return (power * scale**2 + NEVER_ZERO).sqrt()
 
 
 class LowTraining:
@@ -138,7 +147,7 @@ class LowTraining:
         trainee: Trainee,
         sounds: Tensor,
         mels: tuple[Tensor, ...],
-        front_end: MelFrontEnd,
+        hop: int,
         *,
         batch_size: int,
         num_frames: int,
@@ -146,20 +155,21 @@ class LowTraining:
     ) -> None:
         """
         Args:
-            sounds: (N, 2, samples), silent after their end.
+            sounds: (N, 2, samples), silent after their end; what is to be made.
             mels: of these sounds, as drawn and through the audio autoencoder, each (N, 2, frames, bins).
+            hop: samples per mel frame.
             num_frames: of a segment.
         """
         self.trainee = trainee
         self.sounds, self.mels = sounds, mels
-        self._front_end = front_end
+        self._hop = hop
         self._batch_size, self._num_frames = batch_size, num_frames
         self._generator = generator
         self._choices = Generator().manual_seed(generator.initial_seed())
 
     def segment(self) -> tuple[Tensor, Tensor]:
         """Mel frames (B, 2, num_frames, bins) and the sound that they are of."""
-        hop, mels = self._front_end.hop, self.mels
+        hop, mels = self._hop, self.mels
         source = mels[int(torch.randint(len(mels), (1,), generator=self._choices))]
         last = source.shape[2] - self._num_frames
         start = int(torch.randint(last + 1, (1,), generator=self._choices))
@@ -175,13 +185,7 @@ class LowTraining:
     def loss_of(self, mel: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of these mel frames and their sound."""
         sound = self.trainee.network(mel)
-        rate = self._front_end.sample_rate
-        figures = {
-            "spectra": spectral_distance(sound, truth, LOW_WINDOWS),
-            "mel": (self._front_end(sound, rate) - self._front_end(truth, rate)).abs().mean(),
-            "waveform": (sound - truth).abs().mean(),
-        }
-        return figures["spectra"] + MEL_WEIGHT * figures["mel"] + WAVEFORM_WEIGHT * figures["waveform"], figures
+        return distance(sound, truth, LOW_WINDOWS)
 
 
 class HighTraining:
@@ -204,8 +208,14 @@ class HighTraining:
         """Of the first generator's sound and the one that it should be, both at the low rate."""
         network: Any = self.trainee.network
         high, wanted = network(sound), network.resampler(truth)
-        figures = {
-            "spectra": spectral_distance(high, wanted, HIGH_WINDOWS),
-            "waveform": (high - wanted).abs().mean(),
-        }
-        return figures["spectra"] + WAVEFORM_WEIGHT * figures["waveform"], figures
+        return distance(high, wanted, HIGH_WINDOWS)
+
+
+def distance(sound: Tensor, truth: Tensor, windows: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss between waveforms (B, channels, samples), and what it is made of."""
+    power = truth.square().mean((1, 2)) + SILENT_POWER
+    figures = {
+        "waveform": ((sound - truth).square().mean((1, 2)) / power).mean(),
+        "spectra": spectral_distance(sound, truth, windows),
+    }
+    return figures["waveform"] + SPECTRA_WEIGHT * figures["spectra"], figures

@@ -19,8 +19,10 @@ from braid.diffusion.models.ltx2.video_vae import VideoDecoder, VideoEncoder
 from braid.diffusion.models.ltx2.vocoder import Vocoder
 from braid.tests.training.autoencoders.toy_recipe import toy_recipe
 from braid.training.autoencoders import evaluation, files
+from braid.training.autoencoders.configs import video_section
 from braid.training.autoencoders.run import Run, show, time_budgets
 from braid.training.autoencoders.trainee import StepBudget, TimeBudget, learning_rate_share
+from braid.training.autoencoders.video import VideoAutoencoder, importance
 
 CPU = torch.device("cpu")
 MAX_RESUME_BYTES = 15 * 2**20
@@ -84,8 +86,36 @@ def test_a_resumed_run_keeps_the_average(trained: tuple[Run, Path], tmp_path: Pa
     resumed.train({"audio": lambda: StepBudget(1)})
     after = resumed.trainees["audio"].averaged_state()["encoder.conv_in.conv.weight"]
     now = resumed.trainees["audio"].network.state_dict()["encoder.conv_in.conv.weight"]
-    torch.testing.assert_close(after, before + (now - before) * 0.002)
+    torch.testing.assert_close(after, before + (now - before) * (1 - 3 / 12))  # the third step
     assert resumed.trainees["audio"].num_steps == 3
+
+
+def test_a_network_that_is_restarted_begins_anew(trained: tuple[Run, Path], tmp_path: Path) -> None:
+    again = Run(toy_recipe(), tmp_path, CPU, resume=trained[1], restart=["audio"])
+    assert {name: trainee.num_steps for name, trainee in again.trainees.items()} == {
+        "video": 2, "upsampler": 2, "audio": 0, "vocoder": 2, "extension": 2,
+    }  # fmt: skip
+    assert torch.equal(again.statistics["audio"].std, torch.ones(128))
+    assert not torch.equal(again.statistics["video"].std, torch.ones(8))
+
+
+def test_what_moves_counts_more_than_what_stands_still() -> None:
+    frames = torch.zeros(1, 3, 5, 16, 16)
+    frames[:, :, 3:, 4, 4] = 1.0  # appears in frame 3
+    weights = importance(frames)
+    assert weights.shape == (1, 1, 5, 16, 16)
+    assert float(weights.mean()) == pytest.approx(1.0)
+    assert (weights[0, 0, :, 4, 4] / weights[0, 0, :, 12, 12]).tolist() == pytest.approx([1, 1, 9, 9, 1])
+    assert torch.equal(importance(frames[:, :, :1]), torch.ones(1, 1, 1, 16, 16))
+
+
+@pytest.mark.parametrize("time_factor", [4, 8])
+def test_frames_of_a_latent_frame_can_be_chosen(time_factor: int) -> None:
+    network = VideoAutoencoder(video_section(latent_channels=8, base_channels=8, num_layers=1, time_factor=time_factor))
+    with torch.no_grad():
+        latents, _ = network.encode(torch.zeros(1, 3, 17, 16, 16))
+        assert latents.shape == (1, 8, 16 // time_factor + 1, 2, 2)
+        assert network.decode(latents).shape == (1, 3, 17, 16, 16)
 
 
 def test_an_interrupted_write_leaves_the_files_before(trained: tuple[Run, Path], tmp_path: Path) -> None:
@@ -123,7 +153,7 @@ def test_the_loader_opens_what_was_written(trained: tuple[Run, Path]) -> None:
 def test_what_is_trained_is_what_is_loaded(trained: tuple[Run, Path], tmp_path: Path) -> None:
     folder = trained[1]
     resumed = Run(toy_recipe(), tmp_path, CPU, resume=folder)  # the same rounded numbers as the files
-    networks = {name: trainee.average.module.eval() for name, trainee in resumed.trainees.items()}
+    networks = {name: trainee.average.eval() for name, trainee in resumed.trainees.items()}
     checkpoint = open_ltx2(
         folder / "video_vae.safetensors",
         split_files=[folder / "audio.safetensors"],
@@ -158,7 +188,7 @@ def resumed_mels(run: Run) -> Tensor:
 def test_the_audio_autoencoder_is_what_is_loaded(trained: tuple[Run, Path], tmp_path: Path) -> None:
     resumed = Run(toy_recipe(), tmp_path, CPU, resume=trained[1])
     models = evaluation.open_autoencoders(trained[1], CPU)
-    network, statistics = resumed.trainees["audio"].average.module.eval(), resumed.statistics["audio"]
+    network, statistics = resumed.trainees["audio"].average.eval(), resumed.statistics["audio"]
     network.bfloat16()  # type: ignore[no-untyped-call]
     mel = resumed_mels(trained[0])[:1].bfloat16()
     with torch.no_grad():

@@ -15,7 +15,7 @@ from braid.training.autoencoders.video import VideoBatch
 
 def toy_recipe() -> Recipe:
     sections = Sections(
-        video_section(latent_channels=8, base_channels=8, num_layers=(1, 1, 1, 1)),
+        video_section(latent_channels=8, base_channels=8, num_layers=1),
         audio_section(width=8, multipliers=(1, 2, 2)),
         vocoder_section(width=32, extension_width=32),
         upsampler_section(latent_channels=8, mid_channels=32, num_blocks=1),
