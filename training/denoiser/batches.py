@@ -51,10 +51,12 @@ class NoisedState:
     positions: Tensor
     target: Tensor
     """(B, T, C) velocity."""
+    layout: str
+    """See `NoisyStream`."""
 
     def with_context(self, context: Tensor) -> NoisyStream:
         """For the network."""
-        return NoisyStream(self.latents, self.sigma, self.is_free, self.positions, context)
+        return NoisyStream(self.latents, self.sigma, self.is_free, self.positions, context, self.layout)
 
     def losses(self, velocity: Tensor) -> Tensor:
         """(B,) mean square over the tokens that are to be made; 0 where there are none."""
@@ -144,9 +146,12 @@ class BatchMaker:
     def _noised(self, kind: BatchKind, states: AudioVideo[LatentState]) -> AudioVideo[NoisedState]:
         stream = states.audio if states.video is None else states.video
         assert stream is not None
-        return each(self._noise, states, AudioVideo(*self._levels(kind, stream.num_tokens, self._generator)))
+        levels = AudioVideo(*self._levels(kind, stream.num_tokens, self._generator))
+        form = f"{kind.size} {kind.num_frames} {kind.form}"
+        layouts = AudioVideo(f"{form} video", f"{form} audio")
+        return each(self._noise, states, levels, layouts)
 
-    def _noise(self, state: LatentState, sigma: Tensor) -> NoisedState:
+    def _noise(self, state: LatentState, sigma: Tensor, layout: str) -> NoisedState:
         clean = state.clean_latents
         noise = torch.randn(clean.shape, generator=self._generator, device=clean.device)
         is_free = state.denoise_mask > 0
@@ -154,7 +159,8 @@ class BatchMaker:
         # a stream that is given as a whole is at level 0, and the model is told so
         sigma = torch.where(is_free.any(1)[:, 0], sigma, torch.zeros_like(sigma))
         latents = torch.lerp(clean.float(), noise, level)
-        return NoisedState(latents.to(clean), sigma, is_free, state.positions[:1], (noise - clean.float()).to(clean))
+        target = (noise - clean.float()).to(clean)
+        return NoisedState(latents.to(clean), sigma, is_free, state.positions[:1], target, layout)
 
     def _integers(self, below: int, number: int) -> Tensor:
         return torch.randint(below, (number,), generator=self._generator, device=self._generator.device)

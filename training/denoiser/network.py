@@ -1,4 +1,4 @@
-"""The transformer in training: the blocks that serve, with a noise level for each sample and a mask of what is held.
+"""The transformer in training: the network that serves, with a noise level for each sample and a mask of what is held.
 
 `LTX2Transformer` looks for distinct timesteps and lets every token look its modulation up, which is right for one
 request; for hundreds of samples, each at its own level, the gradient of that look-up is slow. Here a token has its
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from braid.diffusion.latents import AudioVideo
-from braid.diffusion.models.ltx2.adaln import AdaLayerNormSingle, Modulation, modulate
-from braid.diffusion.models.ltx2.block import StreamState, make_block
+from braid.diffusion.latents import AudioVideo, each
+from braid.diffusion.models.ltx2.adaln import AdaLayerNormSingle
 from braid.diffusion.models.ltx2.entry import StreamEnds, make_ends
-from braid.diffusion.models.ltx2.rope import Rotation, make_rotation
+from braid.diffusion.models.ltx2.rope import make_rotation
 from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
-from braid.training.denoiser.block import WHOLE, run_whole_block
+from braid.training.denoiser.block import Rows, StreamInputs, Turns, run_whole_block
 
 T = TypeVar("T")
 BlockFunction = Callable[..., tuple[Tensor | None, Tensor | None]]
+KnownTurns = dict[tuple[str, int, tuple[float, ...], torch.dtype], Turns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +41,9 @@ class NoisyStream:
     """(1, num_axes, T, 2), the same for all samples."""
     context: Tensor
     """(B, S, width)."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampleModulation(Modulation):
-    """Rows of each sample's level, and those of level 0 for tokens that are held."""
-
-    held_rows: Tensor
-    """(1, num_rows, width)."""
-    is_free: Tensor | None
-    """(B, T, 1); None where no token has another level than its sample."""
-
-    def plus(self, table: Tensor) -> SampleModulation:
-        return SampleModulation(self.rows + table, None, self.held_rows + table, self.is_free)
-
-    def of_tokens(self, row: int, tokens: slice, *, plus: float = 0.0) -> Tensor:
-        """See `Modulation`; (B, T' or 1, width)."""
-        values = self.rows[:, row, None]
-        if self.is_free is not None:
-            values = torch.where(self.is_free[:, tokens], values, self.held_rows[:, row, None])
-        return values + plus if plus else values
+    layout: str = ""
+    """A name of the positions, for which rotations are computed once; a number brought to a GPU is waited for. Without
+    a name they are computed each time."""
 
 
 class TrainingNetwork:
@@ -74,79 +57,97 @@ class TrainingNetwork:
         self, config: TransformerConfig, *, compiler: Callable[[BlockFunction], BlockFunction] | None = None
     ) -> None:
         self._config = config
-        self._block: BlockFunction = self._run_block if compiler is None else compiler(self._run_block)
+        self._block: BlockFunction = run_whole_block if compiler is None else compiler(run_whole_block)
+        self._known_turns: KnownTurns = {}
 
     def __call__(self, weights: Mapping[str, Tensor], streams: AudioVideo[NoisyStream]) -> AudioVideo[Tensor]:
         """Velocities (B, T, C) of each stream, in the dtype of the weights."""
         dtype = next(iter(weights.values())).dtype
         ends = make_ends(self._config, weights, dtype)
-        video, audio = streams.video, streams.audio
-        video_state = None if video is None else self._enter(_there(ends.video), video, audio, dtype)
-        audio_state = None if audio is None else self._enter(_there(ends.audio), audio, video, dtype)
-        for index in range(self._config.num_layers):
-            prefix = f"transformer_blocks.{index}."
-            own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-            video_x, audio_x = self._block(own, video_state, audio_state)
-            if video_state is not None and video_x is not None:
-                video_state.x = video_x
-            if audio_state is not None and audio_x is not None:
-                audio_state.x = audio_x
-        return AudioVideo(
-            None if video_state is None else self._leave(_there(ends.video), video_state),
-            None if audio_state is None else self._leave(_there(ends.audio), audio_state),
+        entries = AudioVideo(
+            self._entry(ends.video, streams.video, streams.audio), self._entry(ends.audio, streams.audio, streams.video)
         )
+        embeddings = entries.map(lambda entry: entry.modulations(dtype))
+        states = each(lambda entry, rows: entry.enter(rows[0], dtype), entries, embeddings)
+        video, audio = states.video, states.audio
+        num_heads = next(entries.present()).ends.config.num_heads
+        for own in _blocks(weights, self._config.num_layers):
+            video_x, audio_x = self._block(own, video, audio, num_heads, self._config.norm_eps)
+            video = None if video is None else video._replace(x=_there(video_x))
+            audio = None if audio is None else audio._replace(x=_there(audio_x))
+        left = AudioVideo(video, audio)
+        return each(lambda entry, state, rows: entry.leave(state, rows[1]), entries, left, embeddings)
 
-    def _run_block(
-        self, weights: Mapping[str, Tensor], video: StreamState | None, audio: StreamState | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Hidden states behind one block, whose weights have no prefix."""
-        named = {f"transformer_blocks.0.{name}": value for name, value in weights.items()}
-        dtype = next(iter(weights.values())).dtype
-        return run_whole_block(make_block(self._config, named, 0, dtype), video, audio)
+    def _entry(self, ends: StreamEnds | None, stream: NoisyStream | None, other: NoisyStream | None) -> _Entry | None:
+        return None if stream is None else _Entry(self._config, _there(ends), stream, other, self._known_turns)
 
-    def _enter(
-        self, ends: StreamEnds, stream: NoisyStream, other: NoisyStream | None, dtype: torch.dtype
-    ) -> StreamState:
-        """See `entry.Entry.enter`."""
-        config = self._config
+
+def _blocks(weights: Mapping[str, Tensor], number: int) -> list[dict[str, Tensor]]:
+    """The weights of each block, without prefix."""
+    blocks: list[dict[str, Tensor]] = [{} for _ in range(number)]
+    for name, value in weights.items():
+        if name.startswith("transformer_blocks."):
+            _, index, own = name.split(".", 2)
+            blocks[int(index)][own] = value
+    return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Takes one stream into the blocks and out of them; see `ltx2.entry`."""
+
+    config: TransformerConfig
+    ends: StreamEnds
+    stream: NoisyStream
+    other: NoisyStream | None
+    known_turns: KnownTurns
+
+    def modulations(self, dtype: torch.dtype) -> tuple[Rows, Rows]:
+        """The rows of all blocks, and those of the exit."""
+        return _rows(self.ends.adaln, self.stream.sigma * self.config.timestep_scale, dtype)
+
+    def enter(self, rows: Rows, dtype: torch.dtype) -> StreamInputs:
+        """What the first block is given."""
+        ends, stream, config = self.ends, self.stream, self.config
+        timesteps = stream.sigma * config.timestep_scale
         assert ends.prompt_adaln is not None
-        levels, scale = stream.sigma, config.timestep_scale
-        modulation, embeddings = _held(ends.adaln, levels * scale, stream.is_free, dtype)
-        prompt = _of_samples(ends.prompt_adaln, levels * scale, dtype)
-        cross, gate = None, None
-        if other is not None:
-            assert ends.cross_adaln is not None and ends.cross_gate_adaln is not None
-            cross, _ = _held(ends.cross_adaln, levels * scale, stream.is_free, dtype)
-            gate = _of_samples(ends.cross_gate_adaln, other.sigma * config.cross_gate_timestep_scale, dtype)
-        return StreamState(
+        inputs = StreamInputs(
             x=ends.patchify(stream.latents.to(dtype)),
             context=stream.context,
-            context_bias=None,
-            self_bias=None,
-            rotation=self._rotation(ends, stream.positions, ends.config.width, ends.config.max_pos).to(dtype),
-            cross_rotation=None if other is None else self._cross_rotation(ends, stream.positions).to(dtype),
-            modulation=modulation,
-            prompt_modulation=prompt,
-            cross_modulation=cross,
-            cross_gate=gate,
-            embeddings=embeddings,
-            is_enabled=True,
+            is_free=stream.is_free,
+            turns=self._turns(stream.positions, ends.config.width, ends.config.max_pos, dtype),
+            rows=rows,
+            prompt=ends.prompt_adaln(timesteps, dtype, timesteps.device)[0],
+        )
+        if self.other is None:
+            return inputs
+        assert ends.cross_adaln is not None and ends.cross_gate_adaln is not None
+        others = self.other.sigma * config.cross_gate_timestep_scale
+        return inputs._replace(
+            cross_turns=self._turns(stream.positions[:, :1], config.cross_inner_dim, (config.cross_max_pos,), dtype),
+            cross=_rows(ends.cross_adaln, timesteps, dtype)[0],
+            gate=ends.cross_gate_adaln(others, dtype, others.device)[0],
         )
 
-    def _cross_rotation(self, ends: StreamEnds, positions: Tensor) -> Rotation:
-        return self._rotation(ends, positions[:, :1], self._config.cross_inner_dim, (self._config.cross_max_pos,))
+    def leave(self, inputs: StreamInputs, embeddings: Rows) -> Tensor:
+        """The velocity (B, T, C) after the last block."""
+        rows = embeddings.plus(self.ends.out_table)
+        normed = functional.layer_norm(inputs.x, (self.ends.config.width,), eps=self.config.norm_eps)
+        shift, scale = (rows.of_tokens(row, inputs.is_free) for row in (0, 1))
+        return self.ends.proj_out(normed * (1 + scale) + shift)
 
-    def _rotation(self, ends: StreamEnds, positions: Tensor, width: int, max_pos: tuple[float, ...]) -> Rotation:
-        config = self._config
-        return make_rotation(
-            positions, width, ends.config.num_heads, max_pos,
+    def _turns(self, positions: Tensor, width: int, max_pos: tuple[float, ...], dtype: torch.dtype) -> Turns:
+        config, key = self.config, (self.stream.layout, width, max_pos, dtype)
+        if key in self.known_turns:
+            return self.known_turns[key]
+        rotation = make_rotation(
+            positions, width, self.ends.config.num_heads, max_pos,
             theta=config.rope_theta, rope_type=config.rope_type, is_double=config.has_double_precision_rope,
-        )  # fmt: skip
-
-    def _leave(self, ends: StreamEnds, state: StreamState) -> Tensor:
-        """See `entry.Entry.leave`."""
-        normed = functional.layer_norm(state.x, (ends.config.width,), eps=self._config.norm_eps)
-        return ends.proj_out(modulate(normed, state.embeddings.plus(ends.out_table), WHOLE, shift=0, scale=1))
+        ).to(dtype)  # fmt: skip
+        turns = Turns(rotation.cos, rotation.sin)
+        if self.stream.layout:
+            self.known_turns[key] = turns
+        return turns
 
 
 def _there(value: T | None) -> T:
@@ -154,18 +155,8 @@ def _there(value: T | None) -> T:
     return value
 
 
-def _held(
-    unit: AdaLayerNormSingle, timesteps: Tensor, is_free: Tensor, dtype: torch.dtype
-) -> tuple[SampleModulation, SampleModulation]:
+def _rows(unit: AdaLayerNormSingle, timesteps: Tensor, dtype: torch.dtype) -> tuple[Rows, Rows]:
     """The unit's rows of every sample and of level 0, and its embeddings as single rows."""
     rows, embeddings = unit(functional.pad(timesteps, (0, 1)), dtype, timesteps.device)
     embeddings = embeddings.unsqueeze(1)
-    return (
-        SampleModulation(rows[:-1], None, rows[-1:], is_free),
-        SampleModulation(embeddings[:-1], None, embeddings[-1:], is_free),
-    )
-
-
-def _of_samples(unit: AdaLayerNormSingle, timesteps: Tensor, dtype: torch.dtype) -> SampleModulation:
-    rows, _ = unit(timesteps, dtype, timesteps.device)
-    return SampleModulation(rows, None, rows[:1], None)
+    return Rows(rows[:-1], rows[-1:]), Rows(embeddings[:-1], embeddings[-1:])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 from torch import Generator, Tensor
 
 from braid.diffusion import conditioning
-from braid.diffusion.latents import AudioVideo, LatentState, free_state, patchify_video
+from braid.diffusion.latents import AudioVideo, LatentState, each, free_state, patchify_video
 from braid.diffusion.positions import VideoGrid, audio_positions, video_positions
 from braid.training.denoiser.latent_pools import FRAME_RATE
 
@@ -43,13 +44,26 @@ def free(clips: Clips, generator: Generator) -> Streams:
     """Everything is made from the text."""
     video, audio = clips.video, clips.audio
     return AudioVideo(
-        None if video is None else _free(patchify_video(video), video_positions(clips.grid, FRAME_RATE)),
-        None if audio is None else _free(audio, audio_positions(audio.shape[1], time_factor=clips.audio_time_factor)),
+        None if video is None else _free(patchify_video(video), _video_places(clips.grid, video.device)),
+        None
+        if audio is None
+        else _free(audio, _audio_places(audio.shape[1], clips.audio_time_factor, audio.device)),
     )
 
 
 def _free(tokens: Tensor, positions: Tensor) -> LatentState:
-    return free_state(tokens, positions.to(tokens.device).expand(len(tokens), -1, -1, -1))
+    return free_state(tokens, positions.expand(len(tokens), -1, -1, -1))
+
+
+@lru_cache(maxsize=32)
+def _video_places(grid: VideoGrid, device: torch.device) -> Tensor:
+    """Positions on the device, brought there once: a GPU would be waited for each time."""
+    return video_positions(grid, FRAME_RATE).to(device)
+
+
+@lru_cache(maxsize=32)
+def _audio_places(num_tokens: int, time_factor: int, device: torch.device) -> Tensor:
+    return audio_positions(num_tokens, time_factor=time_factor).to(device)
 
 
 def first_frame(clips: Clips, generator: Generator) -> Streams:
@@ -93,9 +107,20 @@ def window(clips: Clips, generator: Generator) -> Streams:
     length_s = ((clips.grid.frames - 1) * clips.grid.time_factor + 1) / FRAME_RATE
     width = 0.3 + 0.4 * _uniform(generator)
     start = (1 - width) * _uniform(generator)
-    return free(clips, generator).map(
-        lambda state: conditioning.retake(state, start * length_s, (start + width) * length_s)
+    cpu = torch.device("cpu")
+    places = AudioVideo(
+        None if clips.video is None else _video_places(clips.grid, cpu),
+        None if clips.audio is None else _audio_places(clips.audio.shape[1], clips.audio_time_factor, cpu),
     )
+    hold = partial(_with_window, start_s=start * length_s, end_s=(start + width) * length_s)
+    return each(hold, free(clips, generator), places)
+
+
+def _with_window(state: LatentState, places: Tensor, *, start_s: float, end_s: float) -> LatentState:
+    """What is free is decided on the CPU, for one sample: a GPU would be waited for."""
+    one = free_state(torch.zeros(1, state.num_tokens, 1), places)
+    mask = conditioning.retake(one, start_s, end_s).denoise_mask.to(state.latents.device, non_blocking=True)
+    return replace(state, denoise_mask=mask.expand(len(state.latents), -1, 1))
 
 
 def last_frame(clips: Clips, generator: Generator) -> Streams:

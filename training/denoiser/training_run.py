@@ -36,8 +36,8 @@ AUDIO_WEIGHT = 0.5
 POOLS = (PoolPlan(64, 25, 40_960), PoolPlan(64, 17, 5_120), PoolPlan(64, 33, 5_120), PoolPlan(128, 25, 12_288))
 """Whole chunks of what is drawn at once: another number would be another shape to tune kernels for."""
 KINDS = (
-    BatchKind("small", 64, 25, 256, 0.54, is_common=True),
-    BatchKind("large", 128, 25, 64, 0.20),
+    BatchKind("small", 64, 25, 384, 0.54, is_common=True),
+    BatchKind("large", 128, 25, 96, 0.20, is_common=True),
     BatchKind("small short", 64, 17, 256, 0.05),
     BatchKind("small long", 64, 33, 192, 0.05),
     BatchKind("small keyframe", 64, 25, 192, 0.05, "last_frame"),
