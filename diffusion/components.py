@@ -17,6 +17,7 @@ from torch import Tensor
 
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.config import Section
+from braid.diffusion.models.ltx2.fp8_cast import fp8_cast
 from braid.diffusion.models.ltx2.parts import SECTIONS, Part
 from braid.diffusion.models.ltx2.statistics import LatentStatistics, read_statistics
 from braid.llm_core.memory.arena import Arena, Lease
@@ -91,17 +92,26 @@ class Components:
         """What a network takes of the budget while it is there."""
         return self._bytes(part)[1]
 
-    def transformer_weights(self) -> dict[str, Tensor]:
-        """Of the transformer, fp8 left as it is where it can be computed with; leased, and never given back."""
+    def transformer_weights(
+        self, lasting_bytes: int, *, is_fp8_cast: bool = False, is_on_host: bool = False
+    ) -> dict[str, Tensor]:
+        """Of the transformer, fp8 left as it is where it can be computed with; leased, and never given back.
+
+        Args:
+            lasting_bytes: what of it stays on the device until `close`.
+            is_fp8_cast: store the blocks' large products in 8 bits.
+            is_on_host: leave the tensors there, for a `TransformerSource` that moves them.
+        """
         part = Part.TRANSFORMER
         stored = self.checkpoint.stored_bytes(part)
-        copied = self.checkpoint.copied_bytes(part, self.dtype, keep_float8=True)
-        copied = copied if self.device == "cpu" else max(copied, stored)
-        self._kept.append(self._arena.lease("the transformer", copied, kind="networks", permanent=True))
+        self._kept.append(self._arena.lease("the transformer", lasting_bytes, kind="networks", permanent=True))
         self._kept.append(
             self._arena.lease("the file of the transformer", stored, kind="mapped weights", evictable=True)
         )
-        return self._on_device(self.checkpoint.weights(part, self.dtype, keep_float8=True))
+        weights = self.checkpoint.weights(part, self.dtype, keep_float8=not is_fp8_cast)
+        if is_fp8_cast:
+            weights = fp8_cast(weights)
+        return weights if is_on_host else self._on_device(weights)
 
     def weights(self, part: Part) -> dict[str, Tensor]:
         """The tensors of a part where they are computed with; not kept here."""

@@ -9,69 +9,68 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from braid.diffusion.guidance import Pass, combine, passes_needed
 from braid.diffusion.latents import AudioVideo, LatentState, each
+from braid.diffusion.models.ltx2.forward_memory import StreamShape
 from braid.diffusion.models.ltx2.perturbation import ISOLATED, UNPERTURBED, Perturbation
 from braid.diffusion.models.ltx2.transformer import LTX2Transformer, Stream, denoised
-from braid.diffusion.models.ltx2.transformer_config import StreamConfig, TransformerConfig
 from braid.diffusion.operations import Denoise
 from braid.diffusion.pieces import MACS_A_UNIT, Meter, Pieces, piece, room_for
 from braid.diffusion.sampling_state import Estimates
+from braid.diffusion.stage_memory import StageMemory
+from braid.diffusion.transformer_source import MakeTransformer, TransformerSource
 from braid.errors import InvalidRequest, MemoryPressure
 from braid.llm_core.memory.arena import Arena
+from braid.llm_core.pipeline import Wait
 from braid.lora.adapter import AdapterUse
 from braid.lora.variants import HeldWeights, WeightVariants
-
-COPIES_OF_HIDDEN_STATES = 16
-"""Hidden states, normed, queries, keys, values, rotated, attended, both directions' snapshots, the wide feed-forward's
-rows and modulations: of each stream, at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
     """What an evaluation holds while it runs; all of it is given back when `stack` is closed."""
 
-    weights: HeldWeights
+    make_transformer: MakeTransformer
     stack: ExitStack
 
 
 class Denoiser:
     """Args:
-    config: of the transformer.
-    variants: gives its weights with adapters.
+    source: makes the transformer of the weights with an operation's adapters, which come from `variants`.
     variant_bytes: what they come to beside the base.
-    max_piece_macs: see `LTX2Transformer`.
+    memory: knows what an evaluation takes beside the weights.
+    arena: of the device.
+    variants_arena: where merged weights are leased: `arena`, or that of the host.
     """
 
     def __init__(
         self,
-        config: TransformerConfig,
+        source: TransformerSource,
         variants: WeightVariants,
         variant_bytes: Callable[[tuple[AdapterUse, ...]], int],
+        memory: StageMemory,
         arena: Arena,
         meter: Meter,
         *,
-        max_piece_macs: int | None = None,
+        variants_arena: Arena,
     ) -> None:
-        self._config = config
+        self._source = source
         self._variants = variants
         self._variant_bytes = variant_bytes
+        self._memory = memory
         self._arena = arena
         self._meter = meter
-        self._max_piece_macs = max_piece_macs
+        self._variants_arena = variants_arena
 
     def run(self, operation: Denoise) -> Pieces[AudioVideo[Tensor] | Estimates]:
         """For `InPieces`."""
         taken = yield from self._take(operation)
         with taken.stack:
-            transformer = yield from piece(
-                self._meter, "begin_denoising", self._config.num_layers, partial(taken.weights.network, self._build)
-            )
+            transformer = yield from piece(self._meter, "begin_denoising", 1, taken.make_transformer)
             passes = passes_needed(operation.guidance, needs_unconditional=operation.needs_unconditional)
             estimates: dict[Pass, AudioVideo[Tensor]] = {}
             for kind in passes:
@@ -79,27 +78,40 @@ class Denoiser:
             num_values = len(passes) * sum(stream.latents.numel() for stream in operation.streams.present())
             return (yield from piece(self._meter, "guide", num_values, lambda: _sum(operation, estimates)))
 
-    def _build(self, weights: Mapping[str, Tensor]) -> LTX2Transformer:
-        return LTX2Transformer(self._config, weights, max_piece_macs=self._max_piece_macs)
-
     # -- what must be held ---------------------------------------------------------------------------------------------
 
     def _take(self, operation: Denoise) -> Pieces[_Taken]:
         """Weights and workspace together. Whoever waits for them holds neither."""
-        num_bytes = forward_bytes(self._config, operation.streams)
+        num_bytes = self._work_bytes(operation)
         while True:
             stack = ExitStack()
             try:
                 held = yield from self._merged(operation.adapters)
                 stack.callback(held.release)
+                make_transformer = stack.enter_context(self._source.hold(held))
                 stack.enter_context(self._arena.lease("denoising", num_bytes, kind="workspace"))
-                return _Taken(held, stack)
+                return _Taken(make_transformer, stack)
             except MemoryPressure:
                 stack.close()
             except BaseException:
                 stack.close()
                 raise
-            yield room_for(self._arena, "denoising", num_bytes + self._variant_bytes(operation.adapters))
+            yield self._room(num_bytes + self._source.room_bytes, self._variant_bytes(operation.adapters))
+
+    def _room(self, num_bytes: int, variant_bytes: int) -> Wait:
+        """Where an evaluation and its merged weights lie, which may be two places."""
+        if self._variants_arena is self._arena:
+            return room_for(self._arena, "denoising", num_bytes + variant_bytes)
+        on_device = room_for(self._arena, "denoising", num_bytes)
+        on_host = room_for(self._variants_arena, "merging adapters in the host's memory", variant_bytes)
+        return Wait(lambda: on_device.is_over() and on_host.is_over())
+
+    def _work_bytes(self, operation: Denoise) -> int:
+        """Of one evaluation beside the weights."""
+        streams, embeds = operation.streams, operation.prompt_embeds
+        shapes = each(_shape, streams, AudioVideo(embeds.video, embeds.audio))
+        latents = next(streams.present()).latents
+        return latents.shape[0] * self._memory.evaluation(shapes, operation.guidance, latents.dtype)
 
     def _merged(self, adapters: tuple[AdapterUse, ...]) -> Pieces[HeldWeights]:
         """The weights with adapters; merged piece by piece, if they are not there already."""
@@ -129,6 +141,11 @@ class Denoiser:
                     forward.advance()
             velocities = forward.result()
         return each(lambda stream, velocity: denoised(stream.latents, stream.timesteps, velocity), streams, velocities)
+
+
+def _shape(state: LatentState, context: Tensor | None) -> StreamShape:
+    num_text_tokens = 0 if context is None else context.shape[1]
+    return StreamShape(state.latents.shape[1], num_text_tokens, has_attention_mask=state.attention_mask is not None)
 
 
 def _inputs(operation: Denoise, kind: Pass) -> AudioVideo[Stream]:
@@ -179,19 +196,3 @@ def _sum(operation: Denoise, estimates: Mapping[Pass, AudioVideo[Tensor]]) -> Au
     if operation.needs_unconditional:
         return Estimates(guided, estimates[Pass.UNCONDITIONAL])
     return guided
-
-
-def forward_bytes(config: TransformerConfig, streams: AudioVideo[LatentState]) -> int:
-    """What one evaluation keeps and needs beside the weights, at most: an estimate from shapes alone."""
-    def of(stream: LatentState, config: StreamConfig | None) -> int:
-        assert config is not None
-        batch, num_tokens, channels = stream.latents.shape
-        mask = 0 if stream.attention_mask is None else 2 * stream.attention_mask.nbytes
-        return batch * stream_bytes(num_tokens, channels, config.width, stream.latents.dtype) + mask
-
-    return sum(each(of, streams, config.streams).present())
-
-
-def stream_bytes(num_tokens: int, channels: int, width: int, dtype: torch.dtype) -> int:
-    """The same of one stream of one request: hidden states, and the estimates of four passes and their sum."""
-    return num_tokens * (width * COPIES_OF_HIDDEN_STATES + 5 * channels) * dtype.itemsize

@@ -13,7 +13,6 @@ from enum import StrEnum
 import torch
 
 from braid.diffusion.components import UPSAMPLER
-from braid.diffusion.guidance import passes_needed
 from braid.diffusion.job import Job
 from braid.diffusion.latents import AudioVideo
 from braid.diffusion.models.ltx2.block_streaming import DEFAULT_NUM_SLOTS
@@ -101,8 +100,7 @@ def plan(
     """
     blocks = memory.block_bytes
     is_streamed = offload is Offload.STREAM and any(blocks)
-    lasting = memory.weight_bytes(Part.TRANSFORMER) if offload is Offload.NONE else 0
-    lasting = memory.outside_bytes if is_streamed else lasting
+    lasting = lasting_bytes(memory, offload)
     slots = min(num_slots, len(blocks)) * max(blocks)
 
     def weights(part: Part | str) -> int:
@@ -123,6 +121,18 @@ def plan(
         streamed=(str(Part.TRANSFORMER),) if is_streamed else (),
         budget_bytes=budget_bytes,
     )
+
+
+def in_effect(offload: Offload, memory: StageMemory) -> Offload:
+    """What is done of what is asked: where networks compute in the host's memory, there is nothing to move."""
+    return Offload.NONE if memory.device_type == "cpu" else offload
+
+
+def lasting_bytes(memory: StageMemory, offload: Offload) -> int:
+    """What of the transformer is on the device from the model's loading to its end."""
+    if offload is Offload.CPU:
+        return 0
+    return memory.weight_bytes(Part.TRANSFORMER) if offload is Offload.NONE else memory.outside_bytes
 
 
 def check(
@@ -149,7 +159,7 @@ def check(
     if found.fits:
         return found
     num_frames = _frames_that_fit(job, planned)
-    others = [other for other in list(Offload)[list(Offload).index(offload) + 1 :] if planned(job, other).fits]
+    others = [other for other in _beyond(offload, memory) if planned(job, other).fits]
     smaller = None if num_frames else _size_that_fits(job, planned)
     advice = [f"num_frames={num_frames}"] if num_frames else []
     advice += [f"width={smaller.width}, height={smaller.height}"] if smaller is not None else []
@@ -167,6 +177,12 @@ Plan = Callable[[Job], MemoryPlan]
 
 
 # -- what would fit ----------------------------------------------------------------------------------------------------
+
+
+def _beyond(offload: Offload, memory: StageMemory) -> list[Offload]:
+    """What holds less on the device than `offload`; on a CPU there is nothing to offload from."""
+    every = list(Offload)
+    return [] if memory.device_type == "cpu" else every[every.index(offload) + 1 :]
 
 
 def _frames_that_fit(job: Job, planned: Plan) -> int:
@@ -228,7 +244,6 @@ def _encoding(job: Job, memory: StageMemory) -> Iterator[Stage]:
 
 
 def _denoising(name: str, job: Job, memory: StageMemory, grid: VideoGrid | None) -> Stage:
-    """One pass at a time; the estimates of the passes before, and their sum."""
     config, num_text_tokens = memory.checkpoint.transformer_config(), _num_text_tokens(job, memory)
     video = audio = None
     if grid is not None:
@@ -236,14 +251,7 @@ def _denoising(name: str, job: Job, memory: StageMemory, grid: VideoGrid | None)
         video = StreamShape(num_tokens, num_text_tokens)
     if job.has_audio and config.streams.audio is not None:
         audio = StreamShape(job.num_audio_tokens, num_text_tokens)
-    num_values = sum(
-        shape.num_tokens * stream.in_channels
-        for shape, stream in ((video, config.streams.video), (audio, config.streams.audio))
-        if shape is not None and stream is not None
-    )
-    num_estimates = 2 + len(passes_needed(job.guidance, needs_unconditional=True))
-    estimates = num_estimates * num_values * job.dtype.itemsize
-    return name, Part.TRANSFORMER, estimates + memory.forward(AudioVideo(video, audio), job.dtype)
+    return name, Part.TRANSFORMER, memory.evaluation(AudioVideo(video, audio), job.guidance, job.dtype)
 
 
 def _num_text_tokens(job: Job, memory: StageMemory) -> int:

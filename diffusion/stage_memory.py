@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from braid.diffusion.components import FLOAT32_PARTS, UPSAMPLER, _builder
+from braid.diffusion.guidance import Guidance, passes_needed
 from braid.diffusion.latents import AudioVideo
-from braid.diffusion.models.ltx2.block_layout import BLOCKS, is_small
+from braid.diffusion.models.ltx2.block_layout import BLOCKS
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.forward_memory import StreamShape, forward_bytes
 from braid.diffusion.models.ltx2.fp8_cast import is_cast
 from braid.diffusion.models.ltx2.parts import Part, Tensors
-from braid.diffusion.models.ltx2.stored_tensors import QUANTIZED
+from braid.diffusion.models.ltx2.stored_tensors import QUANTIZED, loaded_dtype
 
 Shape3 = tuple[int, int, int]
 
@@ -42,9 +43,10 @@ class StageMemory:
     ) -> None:
         self.checkpoint = checkpoint
         self.is_fp8_cast = is_fp8_cast
-        self._device_type = device_type
+        self.device_type = device_type
         self._dtype = dtype
         self._max_piece_macs = max_piece_macs
+        self._config = checkpoint.transformer_config()
         self._networks: dict[Part | str, Any] = {}
         self._peaks: dict[tuple[object, ...], int] = {}
 
@@ -61,7 +63,7 @@ class StageMemory:
     @cached_property
     def block_bytes(self) -> tuple[int, ...]:
         """Of each block of the transformer on the device."""
-        sizes = [0] * self.checkpoint.transformer_config().num_layers
+        sizes = [0] * self._config.num_layers
         for name, num_bytes in self._transformer_bytes():
             if name.startswith(BLOCKS):
                 sizes[int(name.split(".", 2)[1])] += num_bytes
@@ -74,16 +76,18 @@ class StageMemory:
 
     def _transformer_bytes(self) -> list[tuple[str, int]]:
         found = []
-        for name, tensor in self.checkpoint.parts[Part.TRANSFORMER].items():
-            target = self._dtype or tensor.dtype
-            if (self.is_fp8_cast and is_cast(name)) or (tensor.dtype in QUANTIZED and not is_small(name)):
-                target = torch.float8_e4m3fn
-            found.append((name, self._on_device(tensor.numel, tensor.dtype, target)))
+        tensors = self.checkpoint.parts[Part.TRANSFORMER]
+        for name, tensor in tensors.items():
+            target = loaded_dtype(tensors, tensor, self._dtype, keep_float8=not self.is_fp8_cast)
+            if target is None:  # a scale that is multiplied in
+                continue
+            is_copied = self.is_fp8_cast and is_cast(name)
+            found.append((name, tensor.numel if is_copied else self._on_device(tensor.numel, tensor.dtype, target)))
         return found
 
     def _on_device(self, numel: int, stored: torch.dtype, wanted: torch.dtype | None) -> int:
         target = wanted or (torch.bfloat16 if stored in QUANTIZED else stored)
-        return 0 if self._device_type == "cpu" and target == stored else numel * target.itemsize
+        return 0 if self.device_type == "cpu" and target == stored else numel * target.itemsize
 
     # -- one use -------------------------------------------------------------------------------------------------------
 
@@ -109,16 +113,35 @@ class StageMemory:
         decoder = self._network(Part.AUDIO_DECODER)
         return self._peak(Part.VOCODER, decoder.geometry.num_mel_frames(num_latents))
 
+    def evaluation(self, shapes: AudioVideo[StreamShape], guidance: AudioVideo[Guidance], dtype: torch.dtype) -> int:
+        """Of the transformer: one pass at a time, the estimates of the passes before, and their sum."""
+        pairs = ((shapes.video, self._config.streams.video), (shapes.audio, self._config.streams.audio))
+        num_values = sum(
+            shape.num_tokens * stream.in_channels
+            for shape, stream in pairs
+            if shape is not None and stream is not None
+        )
+        num_estimates = 2 + len(passes_needed(guidance, needs_unconditional=True))
+        return num_estimates * num_values * dtype.itemsize + self.forward(shapes, dtype)
+
     def forward(self, shapes: AudioVideo[StreamShape], dtype: torch.dtype) -> int:
         """Of the transformer, one sample."""
         return forward_bytes(
-            self.checkpoint.transformer_config(),
+            self._config,
             shapes,
             self._dtype or dtype,
-            device_type=self._device_type,
+            device_type=self.device_type,
             is_fp8_cast=self.is_fp8_cast,
             max_piece_macs=self._max_piece_macs,
         )
+
+    def prepare(self) -> None:
+        """Import and build now what predictions need, so that the first is not kept waiting for it."""
+        for part in self.checkpoint.parts:
+            if part is not Part.TRANSFORMER:
+                self._network(part)
+        if self.checkpoint.upsampler is not None:
+            self._network(UPSAMPLER)
 
     # -- networks without memory ---------------------------------------------------------------------------------------
 

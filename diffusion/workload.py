@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from braid.diffusion.components import Components
 from braid.diffusion.delivery import Delivery, WriteFile, delivered, write_file
@@ -17,6 +16,7 @@ from braid.diffusion.denoising import Denoiser
 from braid.diffusion.expansion import Expansion, expanded
 from braid.diffusion.job import Job
 from braid.diffusion.media_operations import MediaOperations
+from braid.diffusion.memory_plan import Offload, check, in_effect, lasting_bytes
 from braid.diffusion.model_facts import ModelFacts
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.parts import Part
@@ -35,7 +35,6 @@ from braid.diffusion.operations import (
     UpsampleLatents,
 )
 from braid.diffusion.params import GenerationParams
-from braid.diffusion.peak_prediction import check_fits
 from braid.diffusion.pieces import Meter
 from braid.diffusion.pipelines.choice import run_job
 from braid.diffusion.prompts import (
@@ -45,9 +44,13 @@ from braid.diffusion.prompts import (
     encode_text,
     rewrite_prompt,
 )
+from braid.diffusion.stage_memory import StageMemory
+from braid.diffusion.storage_options import Quantization, read_offload, read_quantization
+from braid.diffusion.transformer_source import choose_source, entry_dtype
 from braid.diffusion.validation import resolve
 from braid.llm_core.core import Clock, Request
 from braid.llm_core.memory.arena import Arena
+from braid.llm_core.memory.residency import default_budget_bytes
 from braid.llm_core.pipeline import Delegate, InPieces, OperationHandler
 from braid.llm_core.pipeline_workload import PipelineWorkload
 from braid.llm_core.scheduler.cost import CostModel
@@ -82,9 +85,14 @@ class Diffusion:
         dtype: in which networks compute; None is that of the files.
         latent_dtype: of the latents; None is that of the transformer's first weight, float32 for quantised ones.
         costs: with `COST_PRIORS`, if None.
+        offload: what of the networks leaves the device while it is not used; on a CPU, `stream` reads blocks ahead and
+            `cpu` does nothing. The results have the same bits.
+        quantization: `fp8-cast` stores the transformer's large products in 8 bits, which changes results.
+        host_arena: for what offloading keeps in the host's memory; None is one of a size that is learnt from the host.
         on_checkpoint: told each `PipelineState`; see `PipelineWorkload`.
     Raises:
         ModelFileError: the checkpoint has no transformer, or a weight or an adapter is broken.
+        InvalidRequest: there is no such way to offload or to quantise.
     """
 
     def __init__(
@@ -102,23 +110,57 @@ class Diffusion:
         clock: Clock = time.perf_counter,
         on_checkpoint: Callable[[Request, Any], None] = lambda request, state: None,
         max_piece_macs: int | None = None,
+        offload: Offload | str = Offload.NONE,
+        quantization: Quantization | str | None = None,
+        host_arena: Arena | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self._arena = arena
+        self.offload = read_offload(offload)
+        self.quantization = read_quantization(quantization)
         config = checkpoint.transformer_config()
+        self._memory = StageMemory(
+            checkpoint,
+            device_type=torch.device(device).type,
+            dtype=dtype,
+            is_fp8_cast=self.quantization is Quantization.FP8_CAST,
+            max_piece_macs=max_piece_macs,
+        )
+        self._memory.prepare()
+        self._planned = in_effect(self.offload, self._memory)
+        is_on_host = self._planned is not Offload.NONE
+        host_arena = (host_arena or Arena(default_budget_bytes())) if is_on_host else arena
+        self._lasting_bytes = lasting_bytes(self._memory, self._planned)
         self._components = Components(checkpoint, arena, device=device, dtype=dtype)
         try:
-            self._weights = weights = self._components.transformer_weights()
+            self._weights = weights = self._components.transformer_weights(
+                self._lasting_bytes, is_fp8_cast=self._memory.is_fp8_cast, is_on_host=is_on_host
+            )
             self._targets = Targets(weights)
             self.adapters = _open_adapters(adapters or {}, self._targets, arena)
         except BaseException:
             self._components.close()
             raise
-        self._variants = MergedWeights(weights, self._targets, self.adapters, arena, name=checkpoint.path.stem)
+        self._variants = MergedWeights(weights, self._targets, self.adapters, host_arena, name=checkpoint.path.stem)
+        self._source = choose_source(
+            self.offload,
+            self._memory,
+            weights,
+            arena,
+            host_arena,
+            device=device,
+            max_piece_macs=max_piece_macs,
+        )
         self._prompts = PromptCache(arena)
         meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
         self.denoiser = Denoiser(
-            config, self._variants, self._variant_bytes, arena, meter, max_piece_macs=max_piece_macs
+            self._source,
+            self._variants,
+            self._variant_bytes,
+            self._memory,
+            arena,
+            meter,
+            variants_arena=host_arena,
         )
         self.facts = ModelFacts(
             name=checkpoint.path.name,
@@ -131,7 +173,7 @@ class Diffusion:
             context_widths=_context_widths(config),
             has_upsampler=checkpoint.upsampler is not None,
             has_language_model=language is not None,
-            dtype=latent_dtype or _latent_dtype(weights),
+            dtype=latent_dtype or entry_dtype(weights),
             device=device,
             distilled_adapter=distilled_adapter,
             has_adapter=lambda name: name in self.adapters,
@@ -154,8 +196,13 @@ class Diffusion:
             CannotFit: it never will, whatever else is given back.
         """
         job = resolve(params, self.facts)
-        adapter_bytes = max(map(self._variant_bytes, job.adapters))
-        check_fits(job, self.checkpoint, adapter_bytes=adapter_bytes, room_bytes=self._arena.lasting_bytes)
+        check(
+            job,
+            self._memory,
+            budget_bytes=self._arena.lasting_bytes + self._lasting_bytes,
+            offload=self._planned,
+            adapter_bytes=max(map(self._variant_bytes, job.adapters)),
+        )
         return job
 
     def _variant_bytes(self, adapters: tuple[AdapterUse, ...]) -> int:
@@ -165,6 +212,7 @@ class Diffusion:
     def close(self) -> None:
         """Give all memory back; no job may be under way."""
         self._prompts.close()
+        self._source.close()
         self._variants.close()
         self._components.close()
         for adapter in self.adapters:
@@ -214,9 +262,3 @@ def _context_widths(config: TransformerConfig) -> tuple[int, int]:
         0 if video is None else config.caption_channels or video.context_dim,
         0 if audio is None else config.caption_channels or audio.context_dim,
     )
-
-
-def _latent_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """That of the layer which takes them in."""
-    names = ("patchify_proj.weight", "audio_patchify_proj.weight")
-    return next(weights[name].dtype for name in names if name in weights)

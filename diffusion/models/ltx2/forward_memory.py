@@ -18,6 +18,8 @@ from braid.diffusion.models.ltx2.transformer_config import StreamConfig, Transfo
 
 LIBRARY_BYTES = {"cuda": 48 << 20}
 """What libraries of matrix products keep for themselves, by type of device."""
+MAX_PIECES = 16
+"""Of one operation while it is predicted: finer ones take as long to count as to compute, for less than 1/16 of it."""
 NUM_TIMESTEPS = 3
 """Distinct ones: generated, kept and softly held tokens."""
 
@@ -53,6 +55,7 @@ def forward_bytes(
         for name, shape in expected_tensors(config).items()
     }
     max_piece_macs = max_piece_macs or MAX_PIECE_MACS.get(device_type, MAX_PIECE_MACS["cpu"])
+    max_piece_macs = max(max_piece_macs, _largest_macs(config, shapes) // MAX_PIECES)
     transformer = LTX2Transformer(config, weights, max_piece_macs=max_piece_macs)
 
     def run() -> None:
@@ -91,6 +94,16 @@ def _stream(
         positions=empty(1, len(stream.max_pos), num_tokens, 2, dtype=torch.float32),
         context=empty(1, shape.num_text_tokens, config.caption_channels or stream.context_dim),
         attention_mask=empty(1, num_tokens, num_tokens, dtype=torch.float32) if shape.has_attention_mask else None,
+    )
+
+
+def _largest_macs(config: TransformerConfig, shapes: AudioVideo[StreamShape]) -> int:
+    """Of one operation: an attention over all tokens or a feed-forward's half."""
+    pairs = ((config.streams.video, shapes.video), (config.streams.audio, shapes.audio))
+    return max(
+        stream.width * shape.num_tokens * max(2 * shape.num_tokens, 4 * stream.width)
+        for stream, shape in pairs
+        if stream is not None and shape is not None
     )
 
 

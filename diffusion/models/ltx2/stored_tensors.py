@@ -156,16 +156,16 @@ def copied_bytes(tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None,
     """What `load` would allocate; views of the mapping cost nothing."""
     total = 0
     for tensor in tensors.values():
-        target = _loaded_dtype(tensors, tensor, dtype, keep_float8=keep_float8)
+        target = loaded_dtype(tensors, tensor, dtype, keep_float8=keep_float8)
         if target is not None and target != tensor.dtype:
             total += tensor.numel * target.itemsize
     return total
 
 
-def _loaded_dtype(
+def loaded_dtype(
     tensors: Mapping[str, StoredTensor], tensor: StoredTensor, dtype: torch.dtype | None, *, keep_float8: bool
 ) -> torch.dtype | None:
-    """What a tensor becomes; None for a scale that is multiplied into its weight."""
+    """What `load` makes of a tensor; None for a scale that is multiplied into its weight."""
     layer = tensor.name.rpartition(".")[0]
     has_scales = [f"{layer}{suffix}" in tensors for suffix in SCALE_SUFFIXES]
     is_kept = keep_float8 and has_scales in ([False, False], [True, True])
@@ -180,7 +180,7 @@ def _loaded_dtype(
 def _loaded(
     tensors: Mapping[str, StoredTensor], tensor: StoredTensor, dtype: torch.dtype | None, *, keep_float8: bool
 ) -> Tensor | None:
-    target = _loaded_dtype(tensors, tensor, dtype, keep_float8=keep_float8)
+    target = loaded_dtype(tensors, tensor, dtype, keep_float8=keep_float8)
     if target is None:
         return None
     numbers = tensor.view()
