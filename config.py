@@ -12,6 +12,8 @@ from braid.errors import InvalidRequest, MissingField
 
 _LEAST = {"num_threads": 1, "memory_budget_bytes": 1, "max_waiting_requests": 1, "context_length": 2}
 """A context holds a token of the prompt and one of the answer."""
+OFFLOADS = ("none", "cpu", "stream")
+QUANTIZATIONS = ("fp8-cast",)
 
 
 class BraidConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,12 +86,24 @@ class VideoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     loras: tuple[LoraConfig, ...] = ()
     dtype: str | None = None
     """`float32` or `bfloat16`, in which the networks compute; None is that of the files."""
+    offload: str = "none"
+    """What leaves a GPU while it is not used: `none`, `cpu` (the transformer too, for decoders), `stream` (all of its
+    blocks but those that are computed with). Results have the same bits; on a CPU it makes no difference to them."""
+    quantization: str | None = None
+    """`fp8-cast` stores the transformer's large products in 8 bits, which changes results; None as the files do."""
 
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise MissingField("model is empty; give a checkpoint's safetensors file or its folder", param="model")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise InvalidRequest(f"dtype={self.dtype!r} must be float32 or bfloat16", param="dtype")
+        if self.offload not in OFFLOADS:
+            raise InvalidRequest(f"offload={self.offload!r} must be one of {', '.join(OFFLOADS)}", param="offload")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise InvalidRequest(
+                f"quantization={self.quantization!r} must be {', '.join(QUANTIZATIONS)}, or not be given",
+                param="quantization",
+            )
 
 
 def _is_device(device: str) -> bool:

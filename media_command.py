@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from braid.config import OFFLOADS, QUANTIZATIONS
 from braid.diffusion.arguments import ARGUMENTS, Argument
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def add_media_command(parser: argparse.ArgumentParser, parse_bytes: Callable[[st
     parser.add_argument("--llm", metavar="NAME", help="the language model of its prompts (default: as it says)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--dtype", help="float32 or bfloat16, of the networks (default: that of the files)")
+    parser.add_argument("--offload", choices=OFFLOADS, help="what leaves a GPU while it is not used (default: none)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="8-bit products: less memory, another result")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--memory", type=parse_bytes, metavar="SIZE", help="budget for weights and work, as in 8GiB")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -94,6 +97,8 @@ def _make(arguments: argparse.Namespace, more: dict[str, Any], *, is_picture: bo
         distilled_lora=arguments.distilled_lora,
         llm=arguments.llm,
         dtype=arguments.dtype,
+        offload=arguments.offload,
+        quantization=arguments.quantization,
         num_threads=arguments.threads,
         memory_budget_bytes=arguments.memory,
     ) as generator:

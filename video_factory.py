@@ -137,6 +137,8 @@ def add_video(engine: Engine, config: VideoConfig, checkpoint: LTX2Checkpoint) -
         language=_facts(parts.language),
         device=parts.backend.device,
         dtype=_DTYPES[config.dtype],
+        offload=config.offload,
+        quantization=config.quantization,
     )
     model.workload.delegate_to(engine.scheduler)
     engine.add(model.workload, _describe(model), release=model.close)
@@ -207,6 +209,7 @@ class DiffGenerator(DiffusionFace):
         device: str | None = None,
         loras: Sequence[LoraConfig | str | Path | tuple[str | Path, float]] = (),
         offload: str | None = None,
+        quantization: str | None = None,
         upsampler: str | Path | None = None,
         distilled_lora: str | Path | None = None,
         llm: str | None = None,
@@ -220,7 +223,9 @@ class DiffGenerator(DiffusionFace):
         Args:
             path_or_name: the safetensors file of an LTX-2 or LTX-2.3 checkpoint, or its diffusers folder.
             loras: files, (file, strength), or `LoraConfig`; used by generations that name no `adapters`.
-            offload: None. Networks that nobody uses leave by themselves when memory is short.
+            offload: `none`, `cpu` or `stream`; see `VideoConfig` and docs/memory.md. None is `none`: the transformer
+                stays on the device, and other networks leave by themselves when memory is short.
+            quantization: `fp8-cast` stores large products in 8 bits: half the memory of bfloat16, and other results.
             upsampler: the spatial latent upsampler, for pipelines of two stages.
             distilled_lora: the checkpoint's distilled LoRA, for the same.
             llm: None is the model that the checkpoint names; a copy of it may have any name; `none` loads none, and
@@ -233,9 +238,9 @@ class DiffGenerator(DiffusionFace):
             ModelNotFound, ModelFileError: a file is absent or broken.
             CannotFit: the memory budget is too small.
         """
-        if offload is not None:
-            raise Unsupported(f"offload={offload!r}: only None is supported", param="offload")
-        config = video_config(path_or_name, upsampler, distilled_lora, loras, dtype)
+        config = video_config(
+            path_or_name, upsampler, distilled_lora, loras, dtype, offload=offload, quantization=quantization
+        )
         if engine is not None:
             _refuse_beside_engine(
                 llm=llm, device=device, num_threads=num_threads, memory_budget_bytes=memory_budget_bytes
@@ -281,14 +286,19 @@ def video_config(
     distilled_lora: str | Path | None = None,
     loras: Sequence[LoraConfig | str | Path | tuple[str | Path, float]] = (),
     dtype: str | None = None,
+    *,
+    offload: str | None = None,
+    quantization: str | None = None,
 ) -> VideoConfig:
-    """Raises: InvalidRequest: a LoRA is given in no way that we know."""
+    """Raises: InvalidRequest: a LoRA is given in no way that we know, or an option can never be right."""
     return VideoConfig(
         model=str(path_or_name),
         upsampler=None if upsampler is None else str(upsampler),
         distilled_lora=None if distilled_lora is None else str(distilled_lora),
         loras=tuple(_lora(index, lora) for index, lora in enumerate(loras)),
         dtype=dtype,
+        offload="none" if offload is None else offload,
+        quantization=quantization,
     )
 
 

@@ -53,6 +53,8 @@ def test_a_film_and_a_picture_of_it_are_written(
         (["image", "x", "-o", "x.png", "--model", "/no"], 1, "there is no video model '/no'"),
         (["video", "x", "-o", "x.mp4", "--lora", "a=b"], 2, "'b' is no strength"),
         (["video", "x"], 2, "-o"),
+        (["video", "x", "-o", "x.mp4", "--offload", "moon"], 2, "invalid choice: 'moon'"),
+        (["video", "x", "-o", "x.mp4", "--quantization", "int4"], 2, "invalid choice: 'int4'"),
         (["video", "x", "-o", "x.mp4", "--height", "tall"], 2, "'tall' is not N: pixels"),
         (["video", "x", "-o", "x.mp4", "--sigmas", "1,x"], 2, "'1,x' is not S,S,...: noise levels"),
         (["video", "x", "-o", "x.mp4", "--images", "a.png@first"], 2, "'a.png@first' is not PICTURE"),

@@ -209,7 +209,11 @@ BROKEN: dict[str, tuple[Callable[[Path], dict[str, Any]], type[BraidError], str]
     ),
     "offload": (
         lambda folder: {"path_or_name": folder / "model.safetensors", "offload": "moon"},
-        BraidError, "offload='moon'",
+        BraidError, "offload='moon' must be one of none, cpu, stream",
+    ),
+    "quantization": (
+        lambda folder: {"path_or_name": folder / "model.safetensors", "quantization": "int4"},
+        BraidError, "quantization='int4' must be fp8-cast, or not be given",
     ),
     "what the engine has": (
         lambda folder: {"path_or_name": folder / "model.safetensors", "device": "cpu"},
@@ -231,6 +235,17 @@ def test_what_cannot_be_loaded_is_refused_and_chat_goes_on(llm: LLM, folder: Pat
     assert len(llm.engine.ready.models) == 1
     good = DiffGenerator.from_pretrained(folder / "model.safetensors", engine=llm.engine)
     good.generate("a red fox", **FILM)
+
+
+def test_streamed_blocks_give_the_same_film_and_products_in_8_bits_another(folder: Path) -> None:
+    films = {}
+    for name, given in (("plain", {}), ("streamed", {"offload": "stream"}), ("cast", {"quantization": "fp8-cast"})):
+        with DiffGenerator.from_pretrained(folder / "model.safetensors", **given, **OPTIONS) as generator:
+            films[name] = generator.generate("a red fox", **FILM).latents.video
+    plain, streamed, cast = films["plain"], films["streamed"], films["cast"]
+    assert plain is not None and streamed is not None and cast is not None
+    assert torch.equal(plain, streamed)
+    assert not torch.equal(plain, cast) and torch.allclose(plain, cast, atol=1.0)
 
 
 def test_what_does_not_fit_the_budget_is_refused_with_both_numbers(folder: Path) -> None:
