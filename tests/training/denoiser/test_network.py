@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from braid.diffusion.models.ltx2.text_projection import TextProjection
 from braid.diffusion.models.ltx2.transformer import LTX2Transformer, Stream
 from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
 from braid.diffusion.positions import VideoGrid, audio_positions, video_positions
+from braid.training.denoiser import network
 from braid.training.denoiser.configs import Shape, TextLayers, transformer_section
 from braid.training.denoiser.connectors import Connectors, Text
 from braid.training.denoiser.initial_weights import initial_weights
@@ -124,3 +126,17 @@ def test_contexts_are_those_of_the_projection_that_serves(weights, lengths):
 def weights_of_text(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     names = ("text_embedding_projection.", "video_embeddings_connector.", "audio_embeddings_connector.")
     return {name: value for name, value in weights.items() if name.startswith(names)}
+
+
+def test_rotations_of_a_layout_with_a_name_are_computed_once(weights, monkeypatch):
+    calls = []
+    real = network.make_rotation
+    monkeypatch.setattr(network, "make_rotation", lambda *args, **options: calls.append(1) or real(*args, **options))
+    streams, trained = both_streams(), TrainingNetwork(CONFIG)
+    named = AudioVideo(replace(streams.video, layout="video"), replace(streams.audio, layout="audio"))
+    first = trained(weights, named)
+    num_first = len(calls)
+    same(trained(weights, named), first)
+    assert len(calls) == num_first > 0
+    trained(weights, streams)
+    assert len(calls) > num_first
