@@ -19,7 +19,7 @@ from braid.diffusion.models.ltx2.forward_memory import StreamShape
 from braid.diffusion.models.ltx2.perturbation import ISOLATED, UNPERTURBED, Perturbation
 from braid.diffusion.models.ltx2.transformer import LTX2Transformer, Stream, denoised
 from braid.diffusion.operations import Denoise
-from braid.diffusion.pieces import MACS_A_UNIT, Meter, Pieces, piece, room_for
+from braid.diffusion.pieces import MACS_A_UNIT, Meter, Pieces, in_pieces, piece, room_for
 from braid.diffusion.sampling_state import Estimates
 from braid.diffusion.stage_memory import StageMemory
 from braid.diffusion.transformer_source import MakeTransformer, TransformerSource
@@ -70,7 +70,7 @@ class Denoiser:
         """For `InPieces`."""
         taken = yield from self._take(operation)
         with taken.stack:
-            transformer = yield from piece(self._meter, "begin_denoising", 1, taken.make_transformer)
+            transformer = yield from in_pieces(self._meter, "begin_denoising", taken.make_transformer())
             passes = passes_needed(operation.guidance, needs_unconditional=operation.needs_unconditional)
             estimates: dict[Pass, AudioVideo[Tensor]] = {}
             for kind in passes:

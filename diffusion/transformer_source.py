@@ -7,7 +7,7 @@ What lasts is leased by whoever loads the model; here is leased what an evaluati
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -30,7 +30,10 @@ from braid.lora.variants import HeldWeights
 
 RECLAIM_ORDER = 11
 """After idle networks, which are smaller and quicker to make again."""
-MakeTransformer = Callable[[], LTX2Transformer]
+COPY_BYTES = 256 << 20
+"""About what is copied to a device in one piece: tens of milliseconds from a mapped file."""
+MakeTransformer = Callable[[], Generator[int, None, LTX2Transformer]]
+"""Makes the network in pieces, and says in front of each how many bytes it copies to the device."""
 
 
 class TransformerSource(Protocol):
@@ -42,9 +45,7 @@ class TransformerSource(Protocol):
         ...
 
     def hold(self, held: HeldWeights) -> AbstractContextManager[MakeTransformer]:
-        """Lease what the weights need on the device, as long as the context lasts.
-
-        Gives a function that makes the network, which may take as long as copying all of it.
+        """Lease what the weights need on the device, as long as the context lasts; gives what makes the network.
 
         Raises:
             CannotFit, MemoryPressure: there never is, or not now, room on the device.
@@ -78,10 +79,14 @@ class ResidentTransformer:
         self._will_need = will_need
 
     def hold(self, held: HeldWeights) -> AbstractContextManager[MakeTransformer]:
-        return nullcontext(partial(held.network, self._build))
+        return nullcontext(partial(self._making, held))
 
     def close(self) -> None:
         """Holds nothing."""
+
+    def _making(self, held: HeldWeights) -> Generator[int, None, LTX2Transformer]:
+        yield 0
+        return held.network(self._build)
 
     def _build(self, weights: Mapping[str, Tensor]) -> LTX2Transformer:
         blocks = None
@@ -133,9 +138,12 @@ class StreamedTransformer:
         }
         num_bytes = self._slot_bytes + sum(tensor.nbytes for tensor in changed.values())
         with self._arena.lease("streamed blocks of the transformer", num_bytes, kind="workspace"):
-            yield partial(self._make, held, changed)
+            yield partial(self._making, held, changed)
 
-    def _make(self, held: HeldWeights, changed: Mapping[str, Tensor]) -> LTX2Transformer:
+    def _making(
+        self, held: HeldWeights, changed: Mapping[str, Tensor]
+    ) -> Generator[int, None, LTX2Transformer]:
+        yield sum(tensor.nbytes for tensor in changed.values())
         host = held.network(self._packed)
         outside = self._outside | {name: tensor.to(self._outside[name].device) for name, tensor in changed.items()}
         blocks = StreamedBlocks(self._config, host, self._dtype, self._transfers)
@@ -166,6 +174,8 @@ class _DeviceCopy:
     def __init__(self) -> None:
         self.num_users = 0
         self.num_bytes = 0
+        self.weights: dict[str, Tensor] = {}
+        """What of it is there; all who wait for the copy work on it."""
         self.transformer: LTX2Transformer | None = None
         self._release: Callable[[], object] | None = None
 
@@ -177,7 +187,7 @@ class _DeviceCopy:
 
     def drop(self) -> int:
         """Forget the copy; gives the bytes that this frees."""
-        released, self.num_bytes, self.transformer = self.num_bytes, 0, None
+        released, self.num_bytes, self.transformer, self.weights = self.num_bytes, 0, None, {}
         if self._release is not None:
             self._release()
         return released
@@ -218,15 +228,20 @@ class OffloadedTransformer:
                 copy.admit(self._arena.lease("the transformer", self.room_bytes, kind="networks"))
             copy.num_users += 1
         try:
-            yield partial(self._make, copy, held)
+            yield partial(self._making, copy, held.weights)
         finally:
             with self._arena.lock:
                 copy.num_users -= 1
 
-    def _make(self, copy: _DeviceCopy, held: HeldWeights) -> LTX2Transformer:
+    def _making(self, copy: _DeviceCopy, weights: Mapping[str, Tensor]) -> Generator[int, None, LTX2Transformer]:
+        yield 0
+        for group in _groups(weights):
+            if not group.keys() <= copy.weights.keys():
+                yield sum(tensor.nbytes for tensor in group.values())
+            for name in group.keys() - copy.weights.keys():  # none, if another evaluation was quicker
+                copy.weights[name] = group[name].to(self._device)
         if copy.transformer is None:
-            weights = {name: tensor.to(self._device) for name, tensor in held.weights.items()}
-            copy.transformer = LTX2Transformer(self._config, weights, max_piece_macs=self._max_piece_macs)
+            copy.transformer = LTX2Transformer(self._config, copy.weights, max_piece_macs=self._max_piece_macs)
         return copy.transformer
 
     def close(self) -> None:
@@ -250,6 +265,18 @@ class OffloadedTransformer:
     def _idle(self) -> list[_DeviceCopy]:
         return [copy for copy in self._copies if copy.num_bytes and not copy.num_users]
 
+
+def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """All tensors, a few at a time."""
+    group: dict[str, Tensor] = {}
+    num_bytes = 0
+    for name, tensor in weights.items():
+        if group and num_bytes + tensor.nbytes > COPY_BYTES:
+            yield group
+            group, num_bytes = {}, 0
+        group[name] = tensor
+        num_bytes += tensor.nbytes
+    yield group
 
 
 def entry_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:

@@ -16,6 +16,7 @@ from braid.diffusion.transformer_source import OffloadedTransformer, StreamedTra
 from braid.errors import CannotFit, InvalidRequest, MemoryPressure
 from braid.llm_core.memory.arena import Arena
 from braid.lora.adapter import AdapterUse
+from braid.lora.apply import finish
 from braid.tests.diffusion.models.ltx2.test_block_streaming import FakeTransfers
 from braid.tests.diffusion.rig import BUDGET_BYTES, PIECE_MACS, World, digest, film, write_files
 
@@ -55,7 +56,7 @@ def test_on_a_cpu_every_way_to_offload_gives_the_same_bits(
 def test_streaming_on_a_cpu_makes_a_block_when_it_is_computed_with(folder: Path) -> None:
     world = World(folder, offload="stream")
     with world.diffusion._source.hold(world.diffusion._variants.acquire(())) as make:
-        blocks = make()._blocks
+        blocks = finish(make())._blocks
     assert isinstance(blocks, MappedBlocks)
     assert blocks[0] is not blocks[0]
     close(world)
@@ -128,8 +129,24 @@ def test_a_copy_that_is_used_does_not_yield(folder: Path) -> None:
     held = world.diffusion._variants.acquire(())
     with source.hold(held) as make:
         assert source.reclaimable_bytes() == source.reclaim(1) == 0
-        assert make() is make(), "copied twice"
+        assert finish(make()) is finish(make()), "copied twice"
     assert source.reclaimable_bytes() == source.room_bytes
+    close(world)
+
+
+def test_evaluations_that_wait_for_the_same_copy_make_it_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("braid.diffusion.transformer_source.COPY_BYTES", 40_000)
+    world = moved(folder, offloaded, Arena(BUDGET_BYTES))
+    source, held = world.diffusion._source, world.diffusion._variants.acquire(())
+    with source.hold(held) as make_one, source.hold(held) as make_other:
+        one, other = make_one(), make_other()
+        copied = [next(pieces) for _ in range(4) for pieces in (one, other)]
+        assert all(0 < num_bytes <= 40_000 for num_bytes in copied[2:])
+        assert len(list(one)) > 5, "one goes on while the other stands still"
+        assert list(other) == [], "the other finds everything copied"
+        assert finish(make_one()) is finish(make_other())
     close(world)
 
 
@@ -139,11 +156,11 @@ def test_where_there_is_room_for_one_copy_those_of_other_adapters_take_turns(fol
     base, styled = variants.acquire(()), variants.acquire((AdapterUse("style", 1.0),))
     ballast = world.arena.lease("others", world.arena.available_bytes - source.room_bytes, kind="ballast")
     with source.hold(base) as make_base:
-        make_base()
+        finish(make_base())
         with pytest.raises(MemoryPressure):
             source.hold(styled).__enter__()
     with source.hold(styled) as make_styled:
-        make_styled()
+        finish(make_styled())
         assert world.arena.usage().by_owner["the transformer"] == source.room_bytes, "the copy of the base is left"
     styled.release()
     ballast.release()
