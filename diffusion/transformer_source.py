@@ -33,7 +33,7 @@ RECLAIM_ORDER = 11
 COPY_BYTES = 256 << 20
 """About what is copied to a device in one piece: tens of milliseconds from a mapped file."""
 MakeTransformer = Callable[[], Generator[int, None, LTX2Transformer]]
-"""Makes the network in pieces, and says in front of each how many bytes it copies to the device."""
+"""Makes the network in pieces, and says in front of each how many bytes it copies."""
 
 
 class TransformerSource(Protocol):
@@ -144,7 +144,9 @@ class StreamedTransformer:
         self, held: HeldWeights, changed: Mapping[str, Tensor]
     ) -> Generator[int, None, LTX2Transformer]:
         yield sum(tensor.nbytes for tensor in changed.values())
-        host = held.network(self._packed)
+        host = held.network(self._host_blocks)
+        if isinstance(host, PinnedBlocks):
+            yield from self._packing(host, held.weights)
         outside = self._outside | {name: tensor.to(self._outside[name].device) for name, tensor in changed.items()}
         blocks = StreamedBlocks(self._config, host, self._dtype, self._transfers)
         return LTX2Transformer(self._config, outside, blocks=blocks, max_piece_macs=self._max_piece_macs)
@@ -153,14 +155,22 @@ class StreamedTransformer:
         """Forget what is on the device."""
         self._outside = {}
 
-    def _packed(self, weights: Mapping[str, Tensor]) -> HostBlocks:
+    def _packing(self, host: PinnedBlocks, weights: Mapping[str, Tensor]) -> Generator[int, None, None]:
+        """Once for each list of adapters; all who wait for it work on it."""
+        for index, num_bytes in enumerate(self._block_bytes):
+            if not host.is_packed(index):
+                yield num_bytes
+            if not host.is_packed(index):  # by another evaluation, meanwhile
+                host.pack(index, weights)
+
+    def _host_blocks(self, weights: Mapping[str, Tensor]) -> HostBlocks:
         """Pinned as a whole where the host has the memory; the lease ends with the copies."""
         try:
             lease = self._host_arena.lease("pinned blocks of the transformer", sum(self._block_bytes), kind="weights")
         except (CannotFit, MemoryPressure):
             return StagedBlocks(self._config, weights, self._dtype, self._transfers)
         try:
-            pinned = PinnedBlocks(self._config, weights, self._dtype, self._transfers)
+            pinned = PinnedBlocks(self._config, weights, self._dtype, self._transfers, is_packed_later=True)
         except BaseException:
             lease.release()
             raise

@@ -106,6 +106,21 @@ def test_streamed_blocks_give_the_bits_of_resident_ones_alone_and_beside_others(
     assert host.usage().leased_bytes == 0, "pinned copies outlive their variant"
 
 
+def test_blocks_are_pinned_one_at_a_time_and_once_for_all_who_wait(folder: Path) -> None:
+    world = moved(folder, streamed, Arena(BUDGET_BYTES))
+    num_blocks = world.diffusion.facts.num_blocks
+    source, held = world.diffusion._source, world.diffusion._variants.acquire(())
+    with source.hold(held) as make_one, source.hold(held) as make_other:
+        one, other = make_one(), make_other()
+        pieces = [next(making) for _ in range(2) for making in (one, other)]
+        assert pieces[:2] == [0, 0] and pieces[2] == pieces[3] > 0
+        assert len(list(one)) == num_blocks - 1
+        assert list(other) == [], "the other finds everything packed"
+        assert list(make_other()) == [0], "packed again"
+    del one, other, make_one, make_other
+    close(world)
+
+
 def test_a_copy_of_the_transformer_yields_to_others_and_comes_back_on_use(
     folder: Path, resident: dict[int, str]
 ) -> None:

@@ -19,7 +19,7 @@ from braid.diffusion.models.ltx2.transformer_config import StreamConfig, Transfo
 LIBRARY_BYTES = {"cuda": 48 << 20}
 """What libraries of matrix products keep for themselves, by type of device."""
 MAX_PIECES = 16
-"""Of one operation while it is predicted: finer ones take as long to count as to compute, for less than 1/16 of it."""
+"""Of one operation while it is predicted: finer ones take minutes to count, and what they hold differs by little."""
 NUM_TIMESTEPS = 3
 """Distinct ones: generated, kept and softly held tokens."""
 

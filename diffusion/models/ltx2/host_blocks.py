@@ -44,21 +44,39 @@ class PinnedBlocks:
     Args:
         weights: of the transformer, on the host; not kept.
         dtype: in which the network computes.
+        is_packed_later: by calls of `pack`, which can take a second each.
     """
 
     def __init__(
-        self, config: TransformerConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, transfers: Transfers
+        self,
+        config: TransformerConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        transfers: Transfers,
+        *,
+        is_packed_later: bool = False,
     ) -> None:
         self.layouts = block_layouts(config, weights, dtype)
         self._transfers = transfers
-        with torch.inference_mode():
-            self._buffers = tuple(transfers.pinned(layout.num_bytes) for layout in self.layouts)
-            for layout, buffer in zip(self.layouts, self._buffers, strict=True):
-                layout.pack(weights, buffer)
+        self._buffers: dict[int, Tensor] = {}
+        if not is_packed_later:
+            for index in range(len(self.layouts)):
+                self.pack(index, weights)
 
     @property
     def host_bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def is_packed(self, index: int) -> bool:
+        """Whether the block can be copied."""
+        return index in self._buffers
+
+    @torch.inference_mode()
+    def pack(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Put a block into pinned memory."""
+        buffer = self._transfers.pinned(self.layouts[index].num_bytes)
+        self.layouts[index].pack(weights, buffer)
+        self._buffers[index] = buffer
 
     def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
         source = self._buffers[index]

@@ -55,6 +55,20 @@ def test_libraries_on_a_gpu_keep_some_for_themselves() -> None:
     assert predicted(1, device="cuda") > 32 << 20
 
 
+def test_many_small_pieces_are_predicted_by_a_few_that_take_about_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak() -> int:
+        forward_bytes.cache_clear()
+        shapes = AudioVideo(StreamShape(400, 5), None)
+        return forward_bytes(CONFIG, shapes, torch.bfloat16, device_type="cpu", max_piece_macs=20_000)
+
+    few = peak()
+    monkeypatch.setattr("braid.diffusion.models.ltx2.forward_memory.MAX_PIECES", 1 << 40)
+    many = peak()
+    forward_bytes.cache_clear()
+    assert few != many
+    assert 0.97 * many < few < 1.1 * many
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_tokens", [100, 1500, 9000])
 def test_on_a_gpu_a_forward_stays_below_its_prediction(num_tokens: int) -> None:
