@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +19,17 @@ from braid.multimodal.h264 import BIT_EXACT, DEFAULT_CRF, add_video_stream, as_y
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 AAC_BITS_PER_SECOND = 192_000
 LAYOUTS = {1: "mono", 2: "stereo"}
+IN_ORDER_OF_TIME = {"max_interleave_delta": "0"}
+"""By default the muxer gives up waiting for the other stream after 10 s, and the file would follow from the turns."""
 
 
 class VideoWriter:
     """H.264 (BT.709, 4:2:0) and AAC in MP4; nothing is under `path` until `close` has returned.
 
-    Frames come first and sound after them, both in as many chunks as one likes: the cuts do not change the file. An odd
-    height or width is made even by repeating the last row or column, because 4:2:0 has none. As a context manager it
-    closes at the end and aborts when an error passes.
+    Frames and sound come in as many chunks as one likes, by turns or one after the other: neither cuts nor turns change
+    the file, in which both lie side by side by their time. What one is ahead of the other waits in memory, encoded. An
+    odd height or width is made even by repeating the last row or column, because 4:2:0 has none. As a context manager
+    it closes at the end and aborts when an error passes.
 
     Args:
         frame_rate: kept exactly; 23.976 means 24000/1001.
@@ -55,7 +59,8 @@ class VideoWriter:
         self._height, self._width = height, width
         self._num_channels, self._sample_rate = num_channels, sample_rate
         self._file = AtomicFile(path)
-        options = {"movflags": "+faststart", **BIT_EXACT}
+        options = {"movflags": "+faststart", **IN_ORDER_OF_TIME, **BIT_EXACT}
+        self._draining = self._drain()
         self._container: Any = av.open(str(self._file.temporary), "w", format="mp4", options=options)
         try:
             self._video = add_video_stream(
@@ -79,7 +84,6 @@ class VideoWriter:
             frames: (F, H, W, 3) uint8 on the CPU.
         """
         assert tuple(frames.shape[1:]) == (self._height, self._width, 3), frames.shape
-        assert not self.num_samples, "frames come before the sound"
         for frame in _made_even(frames):
             yuv = as_yuv(frame)
             yuv.pts, yuv.time_base = self.num_frames, 1 / self.frame_rate
@@ -105,6 +109,19 @@ class VideoWriter:
         self._container.mux(self._audio.encode(frame))
         self.num_samples += samples.shape[1]
 
+    def _drain(self) -> Iterator[None]:
+        for stream in filter(None, (self._video, self._audio)):
+            for packet in stream.encode_lazy(None):
+                packet.stream = stream  # which only `encode` does by itself
+                self._container.mux(packet)
+                yield
+
+    def draining(self) -> Iterator[None]:
+        """After the last frame and sample, to spread the work of `close`: a step encodes one of the frames that the
+        encoders hold back. `close` does what is left.
+        """
+        return self._draining
+
     def close(self) -> Path:
         """Finish the file and give it its name.
 
@@ -114,8 +131,8 @@ class VideoWriter:
         try:
             if not self.num_frames:
                 raise InvalidRequest("a video needs at least one frame")
-            for stream in filter(None, (self._video, self._audio)):
-                self._container.mux(stream.encode(None))
+            for _ in self._draining:
+                pass
             self._container.close()
             self._file.commit()
         except BaseException:

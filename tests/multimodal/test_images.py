@@ -8,6 +8,7 @@ import zlib
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from braid.errors import InvalidRequest
-from braid.multimodal.animations import encode_animation, frame_durations_ms, save_animation
+from braid.multimodal.animations import AnimationWriter, frame_duration_ms, save_animation
 from braid.multimodal.frame_counts import exact_frame_rate, frames_of_seconds, keyframe_positions, snap_frames
 from braid.multimodal.images import ImageLimits, cover, encode_image, fit_and_pad, load_image, save_image
 from braid.multimodal.masks import mask_tokens
@@ -193,13 +194,19 @@ def test_a_picture_of_one_row_has_no_h264() -> None:
         recompress(picture(1, 30), 33)
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (31, 1)])
 @pytest.mark.parametrize(("kind", "frame_rate"), [("GIF", 24), ("WEBP", 24), ("GIF", 23.976), ("WEBP", 12.5)])
-def test_an_animation_has_every_frame_for_its_time(kind: str, frame_rate: float) -> None:
-    frames = torch.stack([picture().roll(3 * index, dims=1) for index in range(12)])
-    data = encode_animation(frames, frame_rate, kind)
+def test_an_animation_has_every_frame_for_its_time(
+    tmp_path: Path, kind: str, frame_rate: float, height: int, width: int
+) -> None:
+    frames = torch.stack([picture(height, width).roll(3 * index, dims=0) for index in range(12)])
+    path = tmp_path / f"a.{kind.lower()}"
+    save_animation(path, frames, frame_rate)
     shown = []
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(path) as image:
         assert image.format == kind
+        assert image.size == (width, height)
+        assert image.info["loop"] == 0
         for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
             image.load()
@@ -208,11 +215,44 @@ def test_an_animation_has_every_frame_for_its_time(kind: str, frame_rate: float)
     assert abs(sum(duration for duration, _ in shown) - 12_000 / frame_rate) <= 10
     for (_, pixels), frame in zip(shown, frames, strict=True):
         assert (pixels.float() - frame.float()).abs().mean() < 20
-    assert data == encode_animation(frames, frame_rate, kind)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_other_readers_see_the_same_animation(tmp_path: Path, name: str) -> None:
+    """FFmpeg reads GIF; of WebP's bytes the length that the container tells is checked."""
+    path = tmp_path / name
+    save_animation(path, torch.stack([picture().roll(5 * index, dims=0) for index in range(5)]), 10)
+    if name.endswith("gif"):
+        with av.open(str(path)) as container:
+            assert len(list(container.decode(video=0))) == 5
+    else:
+        data = path.read_bytes()
+        assert int.from_bytes(data[4:8], "little") == len(data) - 8
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_the_cuts_of_an_animation_do_not_change_a_byte(tmp_path: Path, name: str) -> None:
+    frames = torch.stack([picture().roll(3 * index, dims=0) for index in range(7)])
+    save_animation(tmp_path / name, frames, 24)
+    with AnimationWriter(tmp_path / f"cut_{name}", height=20, width=30, frame_rate=24) as writer:
+        for chunk in frames.split([1, 4, 2]):
+            writer.add_frames(chunk)
+    assert (tmp_path / f"cut_{name}").read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_an_abandoned_animation_leaves_nothing(tmp_path: Path) -> None:
+    writer = AnimationWriter(tmp_path / "a.gif", height=20, width=30, frame_rate=24)
+    writer.add_frames(picture()[None])
+    writer.abort()
+    with pytest.raises(InvalidRequest, match="at least one frame"):
+        AnimationWriter(tmp_path / "a.webp", height=20, width=30, frame_rate=24).close()
+    with pytest.raises(InvalidRequest, match="at most 16383"):
+        AnimationWriter(tmp_path / "a.webp", height=20, width=16_384, frame_rate=24)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_durations_do_not_drift() -> None:
-    durations = frame_durations_ms(2400, Fraction(24), 10)
+    durations = [frame_duration_ms(index, Fraction(24), 10) for index in range(2400)]
     assert sum(durations) == 100_000
     assert set(durations) == {40, 50}
 

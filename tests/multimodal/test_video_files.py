@@ -162,6 +162,36 @@ def test_the_cuts_between_chunks_do_not_change_a_byte(tmp_path: Path, cuts: list
     assert (tmp_path / "cut.mp4").read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("turns", ["sound first", "by turns"])
+def test_sound_before_or_between_the_frames_does_not_change_a_byte(tmp_path: Path, turns: str) -> None:
+    """Of a film that is longer than what muxers are used to wait for."""
+    frames, samples = moving_gradient(30, 32, 32), tone(8000, 30)
+    whole = write(tmp_path / "whole.mp4", frames, 1, Sound(samples, 8000))
+    with VideoWriter(tmp_path / "turns.mp4", height=32, width=32, frame_rate=1, sample_rate=8000) as writer:
+        if turns == "sound first":
+            writer.add_audio(samples)
+        for frame, second in zip(frames, samples.split(8000, dim=1), strict=True):
+            writer.add_frames(frame[None])
+            if turns == "by turns":
+                writer.add_audio(second)
+        num_steps = sum(1 for _ in writer.draining())
+    assert (tmp_path / "turns.mp4").read_bytes() == whole.read_bytes()
+    assert num_steps > 1
+
+
+def test_sound_and_frames_lie_side_by_side_in_the_file(tmp_path: Path) -> None:
+    """A player needs no more than a few seconds of the one to show the other."""
+    path = write(tmp_path / "a.mp4", moving_gradient(30, 32, 32), 1, Sound(tone(8000, 30), 8000))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux() if packet.dts is not None]
+        reached = {"video": 0.0, "audio": 0.0}
+        for packet in sorted(packets, key=lambda packet: packet.pos):
+            reached[packet.stream.type] = float(packet.dts * packet.time_base)
+            assert abs(reached["video"] - reached["audio"]) < 4  # seconds; three of them are B-frames
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (34, 50), (128, 160), (128, 128)])
 def test_the_same_frames_are_the_same_bytes_every_time(tmp_path: Path, height: int, width: int) -> None:
     frames = textured(9, height, width)
