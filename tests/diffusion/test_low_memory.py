@@ -115,9 +115,12 @@ def test_blocks_are_pinned_one_at_a_time_and_once_for_all_who_wait(folder: Path)
         pieces = [next(making) for _ in range(2) for making in (one, other)]
         assert pieces[:2] == [0, 0] and pieces[2] == pieces[3] > 0
         assert len(list(one)) == num_blocks - 1
+        host = held.network(pytest.fail)
+        packed = dict(host._buffers)
         assert list(other) == [], "the other finds everything packed"
-        assert list(make_other()) == [0], "packed again"
-    del one, other, make_one, make_other
+        assert list(make_other()) == [0]
+        assert all(host._buffers[index] is buffer for index, buffer in packed.items()), "packed again"
+    del host, one, other, make_one, make_other
     close(world)
 
 
@@ -177,6 +180,7 @@ def test_where_there_is_room_for_one_copy_those_of_other_adapters_take_turns(fol
     with source.hold(styled) as make_styled:
         finish(make_styled())
         assert world.arena.usage().by_owner["the transformer"] == source.room_bytes, "the copy of the base is left"
+        assert sum(bool(copy.weights or copy.transformer) for copy in source._copies) == 1, "bytes without a lease"
     styled.release()
     ballast.release()
     close(world)
