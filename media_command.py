@@ -103,7 +103,11 @@ def _make(arguments: argparse.Namespace, more: dict[str, Any], *, is_picture: bo
         memory_budget_bytes=arguments.memory,
     ) as generator:
         generation = generator.start(
-            arguments.prompt, path=arguments.output, enhance_prompt=arguments.enhance_prompt, **params
+            arguments.prompt,
+            path=arguments.output,
+            keep_frames=False,
+            enhance_prompt=arguments.enhance_prompt,
+            **params,
         )
         media = follow(generation, sys.stderr, is_quiet=arguments.quiet)
     print(_summary(media))
@@ -164,8 +168,8 @@ def _seconds(seconds: float) -> str:
 
 
 def _summary(media: GeneratedMedia) -> str:
-    if media.frames is None:
+    if media.frames_shape is None:
         return f"{media.path}: sound, seed {media.seed}"
-    num_frames, height, width, _ = media.frames.shape
+    num_frames, height, width, _ = media.frames_shape
     sound = "" if media.audio is None else f", sound at {media.sample_rate} Hz"
     return f"{media.path}: {num_frames} x {width}x{height} at {media.fps:g} fps{sound}, seed {media.seed}"

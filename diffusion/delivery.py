@@ -1,12 +1,13 @@
 """What a caller gets of a job beside its result: looks at it while it is made, and a file.
 
 A pipeline around a pipeline. The job's own operations pass through it unchanged, so none of this can change a bit of
-the result.
+the result. A file cannot be gone on with: a job that is started again from a state decodes and writes all of it anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from braid.diffusion.job import GenerationResult, Job
-from braid.diffusion.latents import AudioVideo, blend_clean, drop_appended, unpatchify_video
-from braid.diffusion.media_files import writing
-from braid.diffusion.operations import DecodedFrames, DecodeFrames, Denoise, Waveform
+from braid.diffusion.latents import blend_clean, drop_appended, unpatchify_video
+from braid.diffusion.media_files import ResultFile, Writing, open_result
+from braid.diffusion.operations import DecodeAudio, DecodedFrames, DecodeFrames, Denoise
 from braid.diffusion.pieces import Meter, Pieces
 from braid.diffusion.positions import VideoGrid
 from braid.diffusion.sampling_state import Estimates
@@ -37,47 +38,38 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class WriteFile:
-    """A result as a file. Gives its path."""
+    """The next part of a result into its file. Gives None."""
 
-    path: Path
-    frames: Tensor | None
-    """(F, H, W, 3) uint8 on the CPU."""
-    waveform: Waveform | None
-    frame_rate: float
+    work: Writing
+    """Not begun yet."""
     kind = "write_file"
 
 
-def write_file(meter: Meter, operation: WriteFile) -> Pieces[Path]:
+def write_file(meter: Meter, operation: WriteFile) -> Pieces[None]:
     """`WriteFile`, for `InPieces`."""
-    pieces = writing(operation.path, operation.frames, operation.waveform, operation.frame_rate)
-    try:
-        kind, units = next(pieces)
-        while True:
+    with closing(operation.work) as pieces:
+        following = next(pieces, None)
+        while following is not None:
+            kind, units = following
             yield meter.segment(kind, units)
             with meter.measured(kind, units):
                 following = next(pieces, None)
-            if following is None:
-                return operation.path
-            kind, units = following
-    finally:
-        pieces.close()
 
 
 def delivered(start: StartPipeline) -> StartPipeline:
     """From the pipeline of a `Job` to that of a `Delivery`."""
 
     def run(delivery: Delivery, state: Any | None = None, /) -> Pipeline:
-        result: GenerationResult = yield from _watched(start(delivery.job, state), delivery)
-        if delivery.path is not None:
-            yield Progress("write_file", 0, 1)
-            yield WriteFile(delivery.path, result.frames, result.waveform, result.frame_rate)
+        with closing(start(delivery.job, state)) as pipeline, closing(_Output(delivery)) as output:
+            result: GenerationResult = yield from _watched(pipeline, delivery, output)
+            yield from output.finish(result)
         return result
 
     return run
 
 
-def _watched(pipeline: Pipeline, delivery: Delivery) -> Pipeline:
-    """A pipeline's own words, and previews after its steps."""
+def _watched(pipeline: Pipeline, delivery: Delivery, output: _Output) -> Pipeline:
+    """A pipeline's own words, previews after its steps, and its frames into the file as they become final."""
     previews = _Previews(delivery.job, delivery.preview_every)
     answer: Any = None
     error: Exception | None = None
@@ -91,10 +83,49 @@ def _watched(pipeline: Pipeline, delivery: Delivery) -> Pipeline:
             answer = yield asked
         except Exception as problem:  # the pipeline's to handle, as anywhere
             error = problem
-        if isinstance(asked, Denoise) and error is None:
-            previews.note(asked, answer)
-        elif isinstance(asked, Progress):
+        if isinstance(asked, Progress):
             yield from previews.after(asked)
+        elif error is None:
+            previews.note(asked, answer)
+            yield from output.take(asked, answer)
+
+
+class _Output:
+    """The file that was asked for, if one was. Abandoned, it leaves nothing."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._path = delivery.path
+        self._job = delivery.job
+        self._waveform = delivery.job.params.waveform if delivery.job.has_audio else None
+        """The film's own, until another one is made for it."""
+        self._file: ResultFile | None = None
+
+    def take(self, asked: Any, answer: Any) -> Generator[Any, Any, None]:
+        """What an operation has given, if it belongs into the file: sound, which comes first, or frames."""
+        if isinstance(asked, DecodeAudio):
+            self._waveform = answer
+        elif isinstance(asked, DecodeFrames) and self._path is not None:
+            yield WriteFile(self._opened(self._path).add(answer.frames))
+
+    def finish(self, result: GenerationResult) -> Generator[Any, Any, None]:
+        """Give the file its name."""
+        if self._path is None:
+            return
+        assert result.waveform is self._waveform, "another sound than that which was written"
+        yield Progress("write_file", 0, 1)
+        yield WriteFile(self._opened(self._path).finish())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _opened(self, path: Path) -> ResultFile:
+        if self._file is None:
+            num_frames = self._job.num_frames if self._job.has_video else 0
+            self._file = open_result(
+                path, num_frames=num_frames, waveform=self._waveform, frame_rate=self._job.frame_rate
+            )
+        return self._file
 
 
 class _Previews:
@@ -108,9 +139,9 @@ class _Previews:
         self._every = every if job.has_video and job.params.output_type == "frames" else 0
         self._tokens: Tensor | None = None
 
-    def note(self, asked: Denoise, answer: AudioVideo[Tensor] | Estimates) -> None:
+    def note(self, asked: Any, answer: Any) -> None:
         """Keep the estimate of an evaluation, with what is held in its place."""
-        if not self._every:
+        if not self._every or not isinstance(asked, Denoise):
             return
         estimates = answer.denoised if isinstance(answer, Estimates) else answer
         stream = asked.streams.video

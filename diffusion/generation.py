@@ -13,7 +13,7 @@ from torch import Tensor
 
 from braid.diffusion.job import GenerationResult
 from braid.diffusion.latents import AudioVideo
-from braid.diffusion.media_files import writing
+from braid.diffusion.media_files import SOUNDS, writing
 from braid.diffusion.operations import Waveform
 from braid.errors import InvalidRequest
 from braid.llm_core.pipeline import Progressed
@@ -61,7 +61,7 @@ class GeneratedMedia:
     """A picture, a film, or sound."""
 
     frames: npt.NDArray[np.uint8] | None
-    """(F, H, W, 3); None for sound alone, or where only latents were asked for."""
+    """(F, H, W, 3); None for sound alone, and where only latents were asked for or `keep_frames` was False."""
     audio: npt.NDArray[np.float32] | None
     """(channels, num_samples) in [-1, 1]; None for a silent film or a picture."""
     sample_rate: int | None
@@ -73,6 +73,8 @@ class GeneratedMedia:
     """As it was encoded."""
     latents: AudioVideo[Tensor]
     """Normalised: (1, C, F', H', W') and (1, C, T, M)."""
+    frames_shape: tuple[int, int, int, int] | None = None
+    """(F, H, W, 3) of the frames that were decoded, kept or not."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, others' work in between included."""
     path: Path | None = None
@@ -89,8 +91,10 @@ class GeneratedMedia:
             InvalidRequest: the result cannot be written like that, or there is nothing to write.
         """
         path, result = Path(path), self._result
-        if result is None or (result.frames is None and result.waveform is None):
+        if result is None or (result.frames_shape is None and result.waveform is None):
             raise InvalidRequest("there are only latents: nothing was decoded, so nothing can be saved", param="path")
+        if result.frames is None and result.frames_shape is not None and path.suffix.lower() not in SOUNDS:
+            raise InvalidRequest(f"keep_frames=False: the frames are in {self.path} alone; copy it", param="path")
         for _ in writing(path, result.frames, result.waveform, result.frame_rate):
             pass
         return path
@@ -108,6 +112,7 @@ def as_media(result: GenerationResult, path: Path | None) -> GeneratedMedia:
         seed=result.seed,
         prompt=result.prompt,
         latents=result.latents,
+        frames_shape=result.frames_shape,
         timings=dict(result.timings),
         path=path,
         _result=result,

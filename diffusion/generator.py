@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, overload
 
 from braid.diffusion.argument_values import GuidanceChanges
-from braid.diffusion.arguments import number, numbers, read_params, text, whole
+from braid.diffusion.arguments import number, numbers, read_params, switch, text, whole
 from braid.diffusion.delivery import Delivery
 from braid.diffusion.generation import GeneratedMedia, StageClock, Update, as_media
 from braid.diffusion.job import Job
@@ -124,18 +124,27 @@ class DiffGenerator:
     # -- generating ----------------------------------------------------------------------------------------------------
 
     @overload
-    def generate(self, prompt: str = "", *, path: str | Path | None = None, **params: Any) -> GeneratedMedia: ...
+    def generate(
+        self, prompt: str = "", *, path: str | Path | None = None, keep_frames: bool = True, **params: Any
+    ) -> GeneratedMedia: ...
     @overload
     def generate(
-        self, prompt: list[str] | tuple[str, ...], *, path: None = None, **params: Any
+        self, prompt: list[str] | tuple[str, ...], *, path: None = None, keep_frames: bool = True, **params: Any
     ) -> list[GeneratedMedia]: ...
     def generate(
-        self, prompt: str | list[str] | tuple[str, ...] = "", *, path: str | Path | None = None, **params: Any
+        self,
+        prompt: str | list[str] | tuple[str, ...] = "",
+        *,
+        path: str | Path | None = None,
+        keep_frames: bool = True,
+        **params: Any,
     ) -> GeneratedMedia | list[GeneratedMedia]:
         """Make what a prompt says, or what each of a list of prompts says.
 
         Args:
-            path: a file that the engine writes the result to, beside giving it back; only with one prompt.
+            path: a file that the engine writes the result to, frames as they become final; only with one prompt.
+            keep_frames: whether the result has `frames`, too. False needs a `path`: memory then does not grow with the
+                number of frames.
             params: those of `arguments.ARGUMENTS`; what is not given comes from the checkpoint's presets.
         Raises:
             InvalidRequest: before any work, with what would be right.
@@ -143,14 +152,19 @@ class DiffGenerator:
             RequestFailed: the work failed; of several, the first that did, and the others are cancelled.
         """
         if isinstance(prompt, list | tuple):
-            return self._generate_all(prompt, path, params)
-        return self._submit(_delivery(self._job(prompt, params), path, 0), None).result()
+            if path is not None or not keep_frames:
+                given = "path names one file" if path is not None else f"{keep_frames=} needs the path of one file"
+                param = "path" if path is not None else "keep_frames"
+                raise InvalidRequest(f"{given}, and there is a list of prompts; save each result", param=param)
+            return self._generate_all(prompt, params)
+        return self._submit(_delivery(self._job(prompt, params), path, keep_frames, 0), None).result()
 
     def start(
         self,
         prompt: str = "",
         *,
         path: str | Path | None = None,
+        keep_frames: bool = True,
         preview_every: int = 0,
         request_class: RequestClass | None = None,
         **params: Any,
@@ -162,13 +176,13 @@ class DiffGenerator:
             request_class: None is standard for a picture and batch for a film.
         """
         job = self._job(prompt, params)
-        return self._submit(_delivery(job, path, preview_every), request_class)
+        return self._submit(_delivery(job, path, keep_frames, preview_every), request_class)
 
     async def generate_async(
-        self, prompt: str = "", *, path: str | Path | None = None, **params: Any
+        self, prompt: str = "", *, path: str | Path | None = None, keep_frames: bool = True, **params: Any
     ) -> GeneratedMedia:
         """`generate` for coroutines; cancelling the coroutine cancels the generation."""
-        delivery = _delivery(self._job(prompt, params), path, 0)
+        delivery = _delivery(self._job(prompt, params), path, keep_frames, 0)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Completed | Failed] = loop.create_future()
 
@@ -191,11 +205,7 @@ class DiffGenerator:
             raise RequestFailed(event)
         return as_media(event.result, delivery.path)
 
-    def _generate_all(
-        self, prompts: Sequence[str], path: str | Path | None, params: dict[str, Any]
-    ) -> list[GeneratedMedia]:
-        if path is not None:
-            raise InvalidRequest("path names one file, and there is a list of prompts; save each result", param="path")
+    def _generate_all(self, prompts: Sequence[str], params: dict[str, Any]) -> list[GeneratedMedia]:
         if not prompts:
             raise InvalidRequest("prompt is an empty list of prompts", param="prompt")
         jobs = [self._job(prompt, params) for prompt in prompts]  # all are judged before any begins
@@ -280,10 +290,13 @@ def default_choice(name: str, strength: float | Sequence[float]) -> AdapterChoic
     return AdapterChoice(name=name, strengths=(number("strength", strength),))
 
 
-def _delivery(job: Job, path: str | Path | None, preview_every: int) -> Delivery:
+def _delivery(job: Job, path: str | Path | None, keep_frames: bool, preview_every: int) -> Delivery:
+    job = replace(job, keep_frames=switch("keep_frames", keep_frames))
     if whole("preview_every", preview_every) < 0:
         raise InvalidRequest(f"preview_every={preview_every} must be 0 or more steps", param="preview_every")
     if path is None:
+        if not keep_frames:
+            raise InvalidRequest("keep_frames=False needs a path: nothing would have the frames", param="keep_frames")
         return Delivery(job, None, preview_every)
     if not isinstance(path, str | Path):
         raise InvalidRequest(f"path is a {type(path).__name__}: it must be the name of a file", param="path")

@@ -47,6 +47,8 @@ class Job:
     """Of the latents."""
     device: str
     """Where the latents are."""
+    keep_frames: bool = True
+    """False: whoever listens to the decoding takes them as they become final, and the result has none."""
 
     def grid(self, divisor: Fraction = Fraction(1)) -> VideoGrid:
         """The film's latents, at its size or at a smaller one."""
@@ -77,7 +79,7 @@ class GenerationResult:
     """What a job gives."""
 
     frames: Tensor | None
-    """(F, H, W, 3) uint8 on the CPU; None for sound alone, or where only latents were asked for."""
+    """(F, H, W, 3) uint8 on the CPU; None for sound alone, and where only latents were asked for or no frames kept."""
     waveform: Waveform | None
     latents: AudioVideo[Tensor]
     """Normalised: (1, C, F', H', W') and (1, C, T, M)."""
@@ -85,5 +87,7 @@ class GenerationResult:
     seed: int
     prompt: str
     """As it was encoded."""
+    frames_shape: tuple[int, int, int, int] | None = None
+    """(F, H, W, 3) of the frames that were decoded, kept or not."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds from the begin of each stage to that of the next, others' work in between included."""

@@ -1,15 +1,24 @@
-"""Results as files, chosen by their suffix; written in bounded pieces, by the engine or by whoever has the result."""
+"""Results as files, chosen by their suffix; written in bounded pieces, by the engine or by whoever has the result.
+
+The engine hands over the frames of a film while others of it are still to be decoded.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from torch import Tensor
 
 from braid.diffusion.operations import Waveform
 from braid.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from braid.multimodal.animations import AnimationWriter
+    from braid.multimodal.video_writer import VideoWriter
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 ANIMATIONS = (".gif", ".webp")
@@ -48,10 +57,8 @@ def suffixes_for(*, num_frames: int, has_sound: bool) -> tuple[str, ...]:
     return (*moving, *(FILMS if num_frames else ()), *(SOUNDS if has_sound else ()))
 
 
-def writing(
-    path: Path, frames: Tensor | None, waveform: Waveform | None, frame_rate: float
-) -> Writing:
-    """Write a result in pieces.
+def writing(path: Path, frames: Tensor | None, waveform: Waveform | None, frame_rate: float) -> Writing:
+    """Write a whole result in pieces.
 
     Args:
         frames: (F, H, W, 3) uint8 on the CPU.
@@ -59,58 +66,180 @@ def writing(
         InvalidRequest: see `check_path`.
     """
     num_frames = 0 if frames is None else len(frames)
+    file = open_result(path, num_frames=num_frames, waveform=waveform, frame_rate=frame_rate)
+    return _writing(file, frames)
+
+
+def _writing(file: ResultFile, frames: Tensor | None) -> Writing:
+    with closing(file):
+        if frames is not None:
+            yield from file.add(frames)
+        yield from file.finish()
+
+
+class ResultFile(Protocol):
+    """A file that takes a result as it becomes final. How it is cut into parts does not change the file."""
+
+    def add(self, frames: Tensor) -> Writing:
+        """The next frames, (F, H, W, 3) uint8 on the CPU."""
+        ...
+
+    def finish(self) -> Writing:
+        """After the last of them: give the file its name."""
+        ...
+
+    def close(self) -> None:
+        """Remove what was written, unless it is finished."""
+        ...
+
+
+def open_result(path: Path, *, num_frames: int, waveform: Waveform | None, frame_rate: float) -> ResultFile:
+    """A file for a result of so many frames, 0 for sound alone. Nothing is opened before its first piece.
+
+    Raises:
+        InvalidRequest: see `check_path`.
+    """
     check_path(path, num_frames=num_frames, has_sound=waveform is not None)
-    if path.suffix.lower() in SOUNDS:
+    suffix = path.suffix.lower()
+    if suffix in SOUNDS:
         assert waveform is not None
-        return _writing_sound(path, waveform)
-    assert frames is not None
-    if path.suffix.lower() in FILMS:
-        return _writing_film(path, frames, waveform, frame_rate)
-    return _writing_pictures(path, frames, frame_rate)
+        return _SoundFile(path, waveform)
+    if suffix in FILMS:
+        return _FilmFile(path, waveform, frame_rate)
+    return _PictureFile(path) if num_frames == 1 else _AnimationFile(path, frame_rate)
 
 
-def _writing_film(
-    path: Path, frames: Tensor, waveform: Waveform | None, frame_rate: float
-) -> Writing:
-    """Chunks of frames, then chunks of sound as long as they were."""
-    from braid.multimodal.video_writer import VideoWriter
+class _FilmFile:
+    """Chunks of frames, and sound as far as they have come."""
 
-    num_frames, height, width, _ = frames.shape
-    step = max(1, PIXELS_A_PIECE // (height * width))
-    writer = VideoWriter(
-        path,
-        height=height,
-        width=width,
-        frame_rate=frame_rate,
-        sample_rate=None if waveform is None else waveform.sample_rate,
-        num_channels=2 if waveform is None else waveform.samples.shape[0],
-    )
-    with writer:
+    def __init__(self, path: Path, waveform: Waveform | None, frame_rate: float) -> None:
+        self._path = path
+        self._waveform = waveform
+        self._frame_rate = frame_rate
+        self._writer: VideoWriter | None = None
+        self._frame_size = 0
+        """Values of one frame."""
+
+    def add(self, frames: Tensor) -> Writing:
+        num_frames, height, width, _ = frames.shape
+        if self._writer is None:
+            yield "open_film", 1
+            self._writer, self._frame_size = self._opened(height, width), height * width * 3
+        step = max(1, PIXELS_A_PIECE // (height * width))
         for start in range(0, num_frames, step):
             chunk = frames[start : start + step]
             yield "write_frames", chunk.numel()
-            writer.add_frames(chunk)
-        if waveform is not None:
-            for start in range(0, waveform.samples.shape[1], waveform.sample_rate):
-                yield "write_sound", waveform.sample_rate
-                writer.add_audio(waveform.samples[:, start : start + waveform.sample_rate])
-        yield "write_end", 1
+            self._writer.add_frames(chunk)
+            yield from self._add_sound(self._writer, self._writer.num_frames / self._frame_rate)
+
+    def _opened(self, height: int, width: int) -> VideoWriter:
+        from braid.multimodal.video_writer import VideoWriter
+
+        sound = self._waveform
+        return VideoWriter(
+            self._path,
+            height=height,
+            width=width,
+            frame_rate=self._frame_rate,
+            sample_rate=None if sound is None else sound.sample_rate,
+            num_channels=2 if sound is None else sound.samples.shape[0],
+        )
+
+    def _add_sound(self, writer: VideoWriter, until_s: float) -> Writing:
+        """The seconds of sound that are over by then."""
+        if self._waveform is None:
+            return
+        samples, second = self._waveform.samples, self._waveform.sample_rate
+        while writer.num_samples < min(samples.shape[1], (until_s - 1) * second):
+            yield "write_sound", second
+            writer.add_audio(samples[:, writer.num_samples : writer.num_samples + second])
+
+    def finish(self) -> Writing:
+        writer = self._writer
+        assert writer is not None, "a film of no frames"
+        yield from self._add_sound(writer, math.inf)
+        is_drained = False
+        while not is_drained:
+            yield "write_delayed", self._frame_size
+            is_drained = next(writer.draining(), "the end") is not None
+        yield "write_end", max(1, writer.num_bytes >> 10)
+        self._writer = None  # which removes its file by itself if it cannot be closed
+        writer.close()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abort()
 
 
-def _writing_pictures(path: Path, frames: Tensor, frame_rate: float) -> Writing:
-    """One piece: Pillow cannot be stopped in between."""
-    from braid.multimodal.animations import save_animation
-    from braid.multimodal.images import save_image
+class _AnimationFile:
+    """A frame a piece."""
 
-    yield "write_pictures", frames.numel()
-    if len(frames) == 1:
-        save_image(path, frames[0])
-    else:
-        save_animation(path, frames, frame_rate)
+    def __init__(self, path: Path, frame_rate: float) -> None:
+        self._path = path
+        self._frame_rate = frame_rate
+        self._writer: AnimationWriter | None = None
+
+    def add(self, frames: Tensor) -> Writing:
+        from braid.multimodal.animations import AnimationWriter
+
+        if self._writer is None:
+            height, width = frames.shape[1:3]
+            self._writer = AnimationWriter(self._path, height=height, width=width, frame_rate=self._frame_rate)
+        for frame in frames:
+            yield f"write_animation{self._path.suffix.lower()}", frame.numel()
+            self._writer.add_frames(frame[None])
+
+    def finish(self) -> Writing:
+        writer = self._writer
+        assert writer is not None, "an animation of no frames"
+        yield "close_animation", 1
+        self._writer = None
+        writer.close()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abort()
 
 
-def _writing_sound(path: Path, waveform: Waveform) -> Writing:
-    from braid.multimodal.sound import save_wav
+class _PictureFile:
+    """One piece: the encoders of Pillow cannot be stopped within a picture. Its cost is learnt by format."""
 
-    yield "write_sound", waveform.samples.shape[1]
-    save_wav(path, waveform.samples, waveform.sample_rate)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._frames: Tensor | None = None
+
+    def add(self, frames: Tensor) -> Writing:
+        self._frames = frames
+        yield from ()
+
+    def finish(self) -> Writing:
+        from braid.multimodal.images import save_image
+
+        assert self._frames is not None and len(self._frames) == 1
+        yield f"write_picture{self._path.suffix.lower()}", self._frames.numel()
+        save_image(self._path, self._frames[0])
+
+    def close(self) -> None:
+        self._frames = None
+
+
+class _SoundFile:
+    """Sound alone, or that of a film whose frames are not wanted in it."""
+
+    def __init__(self, path: Path, waveform: Waveform) -> None:
+        self._path = path
+        self._waveform = waveform
+
+    def add(self, frames: Tensor) -> Writing:
+        yield from ()
+
+    def finish(self) -> Writing:
+        from braid.multimodal.sound import save_wav
+
+        yield "write_wav", self._waveform.samples.shape[1]
+        save_wav(self._path, self._waveform.samples, self._waveform.sample_rate)
+
+    def close(self) -> None:
+        """Nothing is written before the end."""

@@ -193,4 +193,4 @@ def _saved(picture: Any, kind: str, **options: Any) -> bytes:
 
 
 SUFFIXES = {".gif": "GIF", ".webp": "WEBP"}
-_FORMATS = {"GIF": _Gif, "WEBP": _WebP}
+_FORMATS: dict[str, type[_Gif] | type[_WebP]] = {"GIF": _Gif, "WEBP": _WebP}

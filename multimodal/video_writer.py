@@ -109,6 +109,11 @@ class VideoWriter:
         self._container.mux(self._audio.encode(frame))
         self.num_samples += samples.shape[1]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the file so far, as far as they have reached the disk."""
+        return self._file.temporary.stat().st_size
+
     def _drain(self) -> Iterator[None]:
         for stream in filter(None, (self._video, self._audio)):
             for packet in stream.encode_lazy(None):

@@ -37,7 +37,7 @@ def test_a_film_and_a_picture_of_it_are_written(
     said = capsys.readouterr()
     assert said.out == f"{film}: 9 x 64x64 at 12.5 fps, sound at 48000 Hz, seed 3\n"
     stages_told = [line.split()[-1] for line in said.err.splitlines()]
-    assert stages_told == ["encode_prompt", "stage_1", "upsampled", "stage_2", "decode", "decode_audio", "write_file"]
+    assert stages_told == ["encode_prompt", "stage_1", "upsampled", "stage_2", "decode_audio", "decode", "write_file"]
     assert len(read_video(film).frames) == 9
     load_image_of = ["--images", str(picture), "--quiet", "--silent"]
     assert main(["image", "a hare", "-o", str(picture), *options(folder), "--pipeline", "one_stage"]) == 0

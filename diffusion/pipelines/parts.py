@@ -7,7 +7,7 @@ Parts own no device and no queue: all work is in the operations that they yield.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -84,20 +84,30 @@ def decode(
     audio: Tensor | None = None,
     waveform: Waveform | None = None,
 ) -> Part[GenerationResult]:
-    """Final latents to pictures and sound, where they are wanted.
+    """Final latents to sound and pictures, where they are wanted.
+
+    Sound comes first: it is small, and whoever writes a file then has it beside the frames as they become final.
 
     Args:
         video, audio: (1, C, F', H', W') and (1, C, T, M).
         waveform: the sound of the result, where it was given and not made.
     """
-    frames = None
+    decoded = _Frames()
     if job.params.output_type == "frames":
-        if video is not None:
-            frames = yield from _decode_frames(video, _generator_after(job, state))
         if audio is not None and waveform is None:
             yield Progress("decode_audio", 0, 1)
             waveform = yield DecodeAudio(audio)
-    return GenerationResult(frames, waveform, AudioVideo(video, audio), job.frame_rate, job.seed, state.prompt)
+        if video is not None:
+            decoded = yield from _decode_frames(video, _generator_after(job, state), is_kept=job.keep_frames)
+    return GenerationResult(
+        decoded.frames,
+        waveform,
+        AudioVideo(video, audio),
+        job.frame_rate,
+        job.seed,
+        state.prompt,
+        frames_shape=decoded.shape,
+    )
 
 
 def _generator_after(job: Job, state: PipelineState) -> Tensor:
@@ -105,13 +115,25 @@ def _generator_after(job: Job, state: PipelineState) -> Tensor:
     return state.noise.initial if job.params.noise is None else torch.Generator().manual_seed(job.seed).get_state()
 
 
-def _decode_frames(latents: Tensor, generator: Tensor) -> Part[Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """Of a whole clip, None where they are not wanted."""
+
+    frames: Tensor | None = None
+    shape: tuple[int, int, int, int] | None = None
+
+
+def _decode_frames(latents: Tensor, generator: Tensor, *, is_kept: bool) -> Part[_Frames]:
     """Group after group; the last ones of a group wait in `carry` for the next."""
     chunks: list[Tensor] = []
+    height = width = num_frames = 0
     carry, group, num_groups = None, 0, 1
     while group < num_groups:
         yield Progress("decode", group, num_groups)
         decoded = yield DecodeFrames(latents, group, carry, generator)
-        chunks.append(decoded.frames)
         carry, num_groups, group = decoded.carry, decoded.num_groups, group + 1
-    return torch.cat(chunks)
+        num_frames, (height, width) = num_frames + len(decoded.frames), decoded.frames.shape[1:3]
+        if is_kept:
+            chunks.append(decoded.frames)
+        del decoded  # not to be held while the next group is decoded
+    return _Frames(torch.cat(chunks) if is_kept else None, (num_frames, height, width, 3))

@@ -20,8 +20,10 @@ SOUND = Waveform(torch.zeros(2, 30_000), 24_000)
 def test_a_film_is_written_in_bounded_pieces(tmp_path: Path) -> None:
     pieces = list(writing(tmp_path / "x.mp4", FRAMES, SOUND, 24.0))
     frames_a_piece = PIXELS_A_PIECE // SIDE**2
-    assert [kind for kind, _ in pieces] == ["write_frames"] * 3 + ["write_sound"] * 2 + ["write_end"]
-    assert pieces[0][1] == frames_a_piece * SIDE**2 * 3
+    kinds = [kind for kind, _ in pieces]
+    assert kinds[:6] == ["open_film"] + ["write_frames"] * 3 + ["write_sound"] * 2
+    assert set(kinds[6:-1]) == {"write_delayed"} and kinds[-1] == "write_end"
+    assert pieces[1][1] == frames_a_piece * SIDE**2 * 3
     assert len(read_video(tmp_path / "x.mp4").frames) == 9
 
 

@@ -56,18 +56,18 @@ def assert_same(ours: GenerationResult, other: GenerationResult) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "kinds"),
     [
-        ("one_stage", ["encode_prompt", "denoise", "decode_tile", "decode_audio"]),
-        ("two_stage", ["encode_prompt", "denoise", "upsample", "denoise", "decode_tile", "decode_audio"]),
-        ("two_stage_hq", ["encode_prompt", "denoise", "upsample", "denoise", "decode_tile", "decode_audio"]),
-        ("distilled", ["encode_prompt", "denoise", "upsample", "denoise", "decode_tile", "decode_audio"]),
+        ("one_stage", ["encode_prompt", "denoise", "decode_audio", "decode_tile"]),
+        ("two_stage", ["encode_prompt", "denoise", "upsample", "denoise", "decode_audio", "decode_tile"]),
+        ("two_stage_hq", ["encode_prompt", "denoise", "upsample", "denoise", "decode_audio", "decode_tile"]),
+        ("distilled", ["encode_prompt", "denoise", "upsample", "denoise", "decode_audio", "decode_tile"]),
         ("text_to_audio", ["encode_prompt", "denoise", "decode_audio"]),
-        ("retake", ["encode_prompt", "encode_video", "encode_audio", "denoise", "decode_tile", "decode_audio"]),
-        ("extend", ["encode_prompt", "encode_video", "encode_audio", "denoise", "decode_tile", "decode_audio"]),
+        ("retake", ["encode_prompt", "encode_video", "encode_audio", "denoise", "decode_audio", "decode_tile"]),
+        ("extend", ["encode_prompt", "encode_video", "encode_audio", "denoise", "decode_audio", "decode_tile"]),
         ("a2vid", ["encode_prompt", "encode_audio", "denoise", "upsample", "denoise", "decode_tile"]),
         (
             "keyframe_interpolation",
-            ["encode_prompt", "encode_image", "denoise", "upsample", "encode_image", "denoise", "decode_tile",
-             "decode_audio"],
+            ["encode_prompt", "encode_image", "denoise", "upsample", "encode_image", "denoise", "decode_audio",
+             "decode_tile"],
         ),
     ],
 )  # fmt: skip
@@ -231,7 +231,7 @@ def test_progress_is_told_step_by_step() -> None:
     assert told == [
         ("encode_prompt", 0, 1), ("stage_1", 0, 3), ("stage_1", 1, 3), ("stage_1", 2, 3), ("stage_1", 3, 3),
         ("upsampled", 0, 1), ("stage_2", 0, 3), ("stage_2", 1, 3), ("stage_2", 2, 3), ("stage_2", 3, 3),
-        ("decode", 0, 1), ("decode", 1, 2), ("decode_audio", 0, 1),
+        ("decode_audio", 0, 1), ("decode", 0, 1), ("decode", 1, 2),
     ]  # fmt: skip
 
 
