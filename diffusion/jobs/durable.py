@@ -63,7 +63,7 @@ def make_folder(folder: Path) -> None:
     """A folder that stays, beside what it stands in."""
     if not folder.is_dir():
         with disk_errors(folder.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are private
             sync_folder(folder.parent)
 
 

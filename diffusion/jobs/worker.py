@@ -68,6 +68,7 @@ class JobWorker:
             if job is None:
                 return None
             if not job.is_final:
+                self._forget(job.id)
                 self._checkpoint_times[job.id] = time.monotonic()
                 return Lease(job, job.token)
             self._clear_up(job)
@@ -82,6 +83,8 @@ class JobWorker:
 
     def heartbeat(self, lease: Lease, *, progress: int, stage: str) -> None:
         """Keep the lease, and say how far the work is. Cheap to call at every step: few calls write a row.
+
+        A cancellation is met here within `heartbeat_s`; who wants it sooner tells the worker by another way, too.
 
         Args:
             progress: percent.

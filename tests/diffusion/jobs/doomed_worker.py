@@ -64,6 +64,7 @@ def work(worker: JobWorker, store: JobStore) -> None:
 
 def main(root: str, seat: str, url: str | None = None) -> None:
     where = None if url is None else make_url(url)
+    say("opening")
     with JobStorage.open(
         Path(root), seat=seat, url=where, limits=LIMITS, busy_timeout_s=30, seat_timeout_s=10
     ) as storage:

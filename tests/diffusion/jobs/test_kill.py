@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,22 +24,27 @@ from braid.tests.diffusion.jobs.job_rig import files_in, named_by
 
 NUM_KILLS = 40 if os.environ.get("BRAID_SOAK") else 6
 LONGEST_LIFE_S = 0.4
+OPENING_S = 0.1
 
 
-def lines_of_one_life(root: Path, seat: str, url: URL | None, life_s: float) -> list[list[str]]:
-    """What a worker said before it was killed, so long after it was ready."""
+def lines_of_one_life(
+    root: Path, seat: str, url: URL | None, life_s: float, *, since: str = "ready"
+) -> list[list[str]]:
+    """What a worker said before it was killed, so long after it said `since`."""
     arguments = [str(root), seat] + ([] if url is None else [url.render_as_string(hide_password=False)])
     command = [sys.executable, doomed_worker.__file__, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         first = process.stdout.readline()
+        while first not in ("", f"{since}\n"):
+            first = process.stdout.readline()
         timer = threading.Timer(life_s, process.kill)
         timer.start()
         lines = process.stdout.readlines()
         timer.join()
-        assert first == "ready\n", process.stderr.read()
+        assert first, process.stderr.read()
         assert process.wait() == -9, process.stderr.read()
-    return [line.split() for line in lines if line.endswith("\n")]
+    return [line.split() for line in lines if line.endswith("\n") and " " in line]
 
 
 def check(said: list[list[str]], store: JobStore, jobs: dict[str, JobRecord], root: Path) -> None:
@@ -87,8 +93,9 @@ def reopened(root: Path, url: URL | None, seats: list[str]) -> dict[str, JobReco
 def test_a_worker_killed_at_random_moments_loses_nothing_that_it_acknowledged(tmp_path: Path, url: URL | None) -> None:
     rng = random.Random(5)
     said: list[list[str]] = []
-    for _ in range(NUM_KILLS):
-        said += lines_of_one_life(tmp_path, "engine", url, rng.uniform(0.0, LONGEST_LIFE_S))
+    for life in range(NUM_KILLS):
+        since, longest_s = ("opening", OPENING_S) if life % 3 == 2 else ("ready", LONGEST_LIFE_S)
+        said += lines_of_one_life(tmp_path, "engine", url, rng.uniform(0.0, longest_s), since=since)
         jobs = reopened(tmp_path, url, ["engine"])
         with JobStorage.open(tmp_path, seat="check", url=url, limits=LIMITS) as storage:
             check(said, JobStore(storage), jobs, tmp_path)
@@ -118,3 +125,15 @@ def test_two_servers_that_are_killed_in_turn_publish_each_job_once(tmp_path: Pat
     assert all(jobs[job_id].status == "completed" for job_id in finished)
     assert all(line[1] in jobs for lines in said.values() for line in lines if line[0] == "created")
     assert files_in(tmp_path) == {name for job in jobs.values() for name in named_by(job)}
+
+
+def test_another_server_takes_over_a_killed_one_after_one_lease(tmp_path: Path, url: URL | None) -> None:
+    said = lines_of_one_life(tmp_path, "left", url, LONGEST_LIFE_S)
+    killed_at = time.monotonic()
+    with JobStorage.open(tmp_path, seat="right", url=url, limits=LIMITS) as storage:
+        store, worker = JobStore(storage), JobWorker(storage)
+        while any(not job.is_final for job in all_jobs(store).values()):
+            assert time.monotonic() - killed_at < LIMITS.lease_s + 5, "nobody took over"
+            doomed_worker.work(worker, store)
+        remove_strays(storage)
+        check(said, store, all_jobs(store), tmp_path)

@@ -23,6 +23,7 @@ from braid.diffusion.jobs.failures import (
     SchemaMismatch,
     SeatTaken,
     StoreBusy,
+    StoreUnavailable,
 )
 from braid.diffusion.jobs.records import JobStatus, NewJob
 from braid.diffusion.jobs.retention import remove_expired, remove_strays
@@ -405,3 +406,26 @@ def test_the_store_imports_no_torch() -> None:
     run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run
     modules = run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy"} & set(modules)
+
+
+def test_a_connection_that_was_cut_is_a_clear_error_and_the_next_call_connects_anew(
+    tmp_path: Path, new_postgresql_database: Callable[[], URL]
+) -> None:
+    url = new_postgresql_database()
+    with opened(tmp_path, url=url) as storage, opened(tmp_path, "other", url=url) as other:
+        store = JobStore(storage)
+        job = store.create(VIDEO).job
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        mine = f"{others} AND datname = current_database()"
+        other.database.write(lambda connection: connection.exec_driver_sql(mine).all())
+        with pytest.raises(StoreUnavailable, match="cannot be used"):
+            store.create(VIDEO)
+        assert store.get(job.id) == job
+        assert store.create(VIDEO).is_new
+
+
+def test_job_folders_are_private(store: JobStore, tmp_path: Path) -> None:
+    job = store.create(new(inputs={"a.png": b"1"})).job
+    folder = tmp_path / "jobs" / job.id
+    assert folder.stat().st_mode & 0o077 == 0
+    assert (folder / job.inputs[0].file).stat().st_mode & 0o077 == 0
