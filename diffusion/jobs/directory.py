@@ -2,6 +2,7 @@
 
     jobs.sqlite3         the database, unless another URL was given
     seats/<seat>.lock    held by the living process at that seat
+    identity             which database belongs here
     jobs/<id>/           inputs, checkpoints and results of a job; names that begin with a dot are temporary
 
 A *seat* is a role on a server, such as `engine` and `http`. One process at a time sits on it. Files that a lease writes
@@ -17,15 +18,17 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from braid.diffusion.jobs.durable import make_folder
+from braid.diffusion.jobs.durable import make_folder, write_durably
 from braid.diffusion.jobs.failures import SeatTaken
 from braid.errors import InvalidRequest
 
 _SEAT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
 _FILE = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9]{1,10})?")
 _POLL_S = 0.05
+_IDENTITY = "identity"
 
 
 class DataDirectory:
@@ -62,6 +65,18 @@ class DataDirectory:
     def job_folder(self, job_id: str) -> Path:
         return self.jobs / job_id
 
+    def identity(self) -> str | None:
+        """What the database that belongs here knows, too; None in a new directory."""
+        path = self.root / _IDENTITY
+        return path.read_text() if path.exists() else None
+
+    def set_identity(self, identity: str) -> None:
+        temporary = self.root / f".{self.seat}~{secrets.token_hex(4)}~{_IDENTITY}"
+        write_durably(identity.encode(), temporary=temporary, final=self.root / _IDENTITY)
+
+    def has_jobs(self) -> bool:
+        return any(self.jobs.iterdir())
+
     def note_generation(self, generation: int) -> None:
         """Write down who sits here, for people who look."""
         self._say(f"{os.getpid()}\ngeneration {generation}\n")
@@ -79,7 +94,7 @@ class DataDirectory:
 
     def _remove_temporaries(self) -> None:
         """Remove the temporary files of seats on which nobody sits, and of this seat's earlier processes."""
-        found = list(self.jobs.glob("*/.*~*"))
+        found = [*self.jobs.glob("*/.*~*"), *self.root.glob(".*~*")]
         is_dead = {self.seat: True}  # asked after listing: whoever wrote a listed file, and sits nowhere, has ended
         for path in found:
             seat = path.name[1:].split("~")[0]
@@ -113,6 +128,14 @@ class DataDirectory:
         finally:
             os.close(descriptor)
         return True
+
+
+def data_root(given: str | None, environ: Mapping[str, str]) -> Path:
+    """Where data is kept: as given (`--data-dir`), `BRAID_DATA_DIR`, or the user's own place for data."""
+    if chosen := given or environ.get("BRAID_DATA_DIR"):
+        return Path(chosen).expanduser().absolute()
+    home = environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "braid"
 
 
 def check_file_name(name: str) -> None:

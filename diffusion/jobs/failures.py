@@ -100,6 +100,13 @@ class SchemaMismatch(BraidError):
     code = "schema_mismatch"
 
 
+class WrongDatabase(BraidError):
+    """The database and the data directory do not belong together."""
+
+    status = 503
+    code = "wrong_database"
+
+
 class SeatTaken(BraidError):
     """A living process has this seat at the data directory."""
 

@@ -37,6 +37,7 @@ STORE = Table(
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("schema_version", Integer, nullable=False),
+    Column("identity", String(32)),
 )
 """One row. Whoever adds or sweeps jobs locks it first, which puts them in a line on any database."""
 

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Connection, insert, select, update
 from braid.diffusion.jobs.database import BUSY_TIMEOUT_S, Database
 from braid.diffusion.jobs.directory import DataDirectory
 from braid.diffusion.jobs.failures import Superseded
+from braid.diffusion.jobs.pairing import pair
 from braid.diffusion.jobs.schema import SEATS, prepare
 from braid.errors import InvalidRequest
 
@@ -91,6 +92,7 @@ class JobStorage:
             url: any SQLAlchemy URL; None is a SQLite file in `root`.
         Raises:
             SeatTaken: a living process has this seat.
+            WrongDatabase: the database does not belong to this data directory.
             SchemaMismatch: another version of this program made the database.
             StoreBusy, StoreUnavailable: see `Database`.
         """
@@ -134,6 +136,7 @@ class JobStorage:
     def _begin(self) -> None:
         try:
             self.database.write(prepare)
+            self.database.write(lambda connection: pair(connection, self.directory))
             self.generation = self.database.write(self._next_generation)
         except BaseException:
             self.database.close()

@@ -277,6 +277,7 @@ def test_two_stores_on_one_sqlite_file_agree_with_the_model() -> None:
     run_state_machine_as_test(OnSqlite, settings=settings(stateful_step_count=30, phases=PHASES))
 
 
+@pytest.mark.slow
 def test_two_stores_on_one_postgresql_database_agree_with_the_model(new_postgresql_database: Callable[[], URL]) -> None:
     class OnPostgresql(Jobs):
         new_url = staticmethod(new_postgresql_database)

@@ -15,6 +15,7 @@ from sqlalchemy import URL
 
 from braid.diffusion.jobs import durable
 from braid.diffusion.jobs.database import Database
+from braid.diffusion.jobs.directory import data_root
 from braid.diffusion.jobs.failures import (
     DiskFull,
     IdempotencyKeyReused,
@@ -24,6 +25,7 @@ from braid.diffusion.jobs.failures import (
     SeatTaken,
     StoreBusy,
     StoreUnavailable,
+    WrongDatabase,
 )
 from braid.diffusion.jobs.records import JobStatus, NewJob
 from braid.diffusion.jobs.retention import remove_expired, remove_strays
@@ -429,3 +431,75 @@ def test_job_folders_are_private(store: JobStore, tmp_path: Path) -> None:
     folder = tmp_path / "jobs" / job.id
     assert folder.stat().st_mode & 0o077 == 0
     assert (folder / job.inputs[0].file).stat().st_mode & 0o077 == 0
+
+
+def test_a_new_database_beside_a_full_directory_is_refused_and_no_file_is_touched(
+    tmp_path: Path, url: URL | None
+) -> None:
+    with opened(tmp_path, url=url) as storage:
+        JobStore(storage).create(new(inputs={"a.png": b"1"}))
+    before = files_in(tmp_path)
+    mistyped = URL.create("sqlite", database=str(tmp_path / "mistyped.sqlite3"))
+    for _ in range(2):
+        with pytest.raises(WrongDatabase, match="is new, and the data directory has jobs"):
+            opened(tmp_path, url=mistyped)
+    assert files_in(tmp_path) == before != set()
+    with opened(tmp_path, url=url) as storage:
+        assert remove_strays(storage) == 0
+
+
+def test_a_database_with_jobs_is_refused_beside_any_other_directory(tmp_path: Path) -> None:
+    url = URL.create("sqlite", database=str(tmp_path / "jobs.sqlite3"))
+    with opened(tmp_path / "a", url=url) as storage:
+        JobStore(storage).create(VIDEO)
+    with opened(tmp_path / "b"):
+        pass
+    for other in ("b", "c"):
+        with pytest.raises(WrongDatabase, match="belongs to another data directory"):
+            opened(tmp_path / other, url=url)
+    with opened(tmp_path / "a", url=url) as storage:
+        assert len(JobStore(storage).page().jobs) == 1
+
+
+def test_a_new_database_beside_an_empty_directory_is_taken(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    for path in tmp_path.glob("jobs.sqlite3*"):
+        path.unlink()
+    with opened(tmp_path) as storage:
+        assert JobStore(storage).create(VIDEO).is_new
+
+
+def test_workers_that_claim_at_once_get_different_jobs(tmp_path: Path, url: URL | None) -> None:
+    storages = [opened(tmp_path, f"seat{number}", url=url) for number in range(4)]
+    ids = {JobStore(storages[0]).create(VIDEO).job.id for _ in range(20)}
+    claimed: list[str] = []
+
+    def claim_all(storage: JobStorage) -> None:
+        worker = JobWorker(storage)
+        while (lease := worker.claim(["video"])) is not None:
+            claimed.append(lease.job_id)
+
+    threads = [threading.Thread(target=claim_all, args=(storage,)) for storage in storages]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for storage in storages:
+        storage.close()
+    assert len(claimed) == 20
+    assert set(claimed) == ids
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        ("/a", {"BRAID_DATA_DIR": "/b"}, Path("/a")),
+        (None, {"BRAID_DATA_DIR": "/b", "XDG_DATA_HOME": "/c"}, Path("/b")),
+        (None, {"BRAID_DATA_DIR": "", "XDG_DATA_HOME": "/c"}, Path("/c/braid")),
+        (None, {}, Path.home() / ".local/share/braid"),
+        ("a", {}, Path.cwd() / "a"),
+    ],
+)
+def test_the_data_directory_is_the_nearest_that_was_said(given: str | None, environ: dict, expected: Path) -> None:
+    assert data_root(given, environ) == expected
