@@ -31,6 +31,14 @@ Writing: TypeAlias = Generator[tuple[str, int], None, None]
 """Yields (kind, units) in front of each piece; abandoned, it leaves no file."""
 
 
+def import_encoders() -> None:
+    """Import what writes files, which takes 0.3 s that no piece should."""
+    import av  # noqa: F401
+    from PIL import Image
+
+    Image.init()
+
+
 def check_path(path: Path, *, num_frames: int, has_sound: bool) -> None:
     """Refuse a file that could not be written, before anything is made to write into it.
 

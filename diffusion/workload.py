@@ -15,6 +15,7 @@ from braid.diffusion.delivery import Delivery, WriteFile, delivered, write_file
 from braid.diffusion.denoising import Denoiser
 from braid.diffusion.expansion import Expansion, expanded
 from braid.diffusion.job import Job
+from braid.diffusion.media_files import import_encoders
 from braid.diffusion.media_operations import MediaOperations
 from braid.diffusion.memory_plan import Offload, check, in_effect, lasting_bytes
 from braid.diffusion.model_facts import ModelFacts
@@ -129,6 +130,7 @@ class Diffusion:
             max_piece_macs=max_piece_macs,
         )
         self._memory.prepare()
+        import_encoders()
         self._planned = in_effect(self.offload, self._memory)
         is_on_host = self._planned is not Offload.NONE
         host_arena = (host_arena or Arena(default_budget_bytes())) if is_on_host else arena

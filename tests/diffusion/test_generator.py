@@ -149,6 +149,29 @@ def test_the_engine_writes_the_file_that_save_would_and_the_film_is_the_same(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_without_its_frames_a_film_has_the_same_file_and_sound(
+    generator: DiffGenerator, film: GeneratedMedia, tmp_path: Path
+) -> None:
+    lean = generator.generate(PROMPT, seed=1, frame_rate=23.976, path=tmp_path / "lean.mp4", keep_frames=False)
+    assert lean.frames is None and lean.frames_shape == (9, 64, 64, 3)
+    assert lean.audio is not None and film.audio is not None and np.array_equal(lean.audio, film.audio)
+    assert (tmp_path / "lean.mp4").read_bytes() == film.save(tmp_path / "whole.mp4").read_bytes()
+    assert lean.save(tmp_path / "x.wav").read_bytes() == film.save(tmp_path / "y.wav").read_bytes()
+    with pytest.raises(InvalidRequest, match=r"keep_frames=False: the frames are in .*lean\.mp4 alone"):
+        lean.save(tmp_path / "z.mp4")
+
+
+def test_a_film_cancelled_while_it_is_written_leaves_no_file(generator: DiffGenerator, tmp_path: Path) -> None:
+    generation = generator.start(PROMPT, seed=1, num_frames=17, path=tmp_path / "x.mp4", keep_frames=False)
+    for update in generation:
+        if update.stage == "decode":
+            generation.cancel()
+            break
+    with pytest.raises(RequestFailed, match="cancelled"):
+        generation.result()
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- on the way --------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +397,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"path": 5}, "path is a int"),
     ({"path": "x.mp4", "output_type": "latents"}, "nothing to write"),
     ({"path": "x.mp4", "prompt": ["a", "b"]}, "list of prompts"),
+    ({"keep_frames": False, "prompt": ["a", "b"]}, "list of prompts"),
+    ({"keep_frames": False}, "keep_frames=False needs a path"),
+    ({"keep_frames": 0, "path": "x.mp4"}, "keep_frames=0 must be True or False"),
 ]
 
 
