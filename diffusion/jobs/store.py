@@ -7,22 +7,22 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, delete, func, insert, or_, select
+from sqlalchemy import Connection, case, delete, func, insert, select
 
 from braid.diffusion.jobs.directory import check_file_name, with_token
 from braid.diffusion.jobs.durable import disk_errors, sync_folder, write_durably
-from braid.diffusion.jobs.failures import IdempotencyKeyReused, JobIsFinal, QuotaFull, StoreUnavailable
+from braid.diffusion.jobs.failures import JobIsFinal, QuotaFull, StoreUnavailable
+from braid.diffusion.jobs.idempotency import earlier_job, remember
+from braid.diffusion.jobs.listing import check_page, num_ahead, page, unknown_job, visible
 from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus, NewJob, StoredFile
 from braid.diffusion.jobs.retention import remove_expired
-from braid.diffusion.jobs.schema import IDEMPOTENCY_KEYS, JOBS
+from braid.diffusion.jobs.schema import JOBS
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.transitions import as_record, change, end, line_up, locked_job, num_stored_bytes
 from braid.errors import InvalidRequest, NotFound
 
-MAX_PAGE = 100
 _KIND = re.compile(r"[a-z][a-z0-9]{0,31}")
 _MAX_KEY = 255
 
@@ -68,9 +68,9 @@ class JobStore:
         """Raises:
         NotFound: there is no such job, or it is somebody else's.
         """
-        row = self._database.read(lambda connection: connection.execute(_visible(job_id, owner)).one_or_none())
+        row = self._database.read(lambda connection: connection.execute(visible(job_id, owner)).one_or_none())
         if row is None:
-            raise _unknown(job_id)
+            raise unknown_job(job_id)
         return as_record(row)
 
     def page(
@@ -92,12 +92,12 @@ class JobStore:
             InvalidRequest: an argument can never be right.
             NotFound: a cursor names no job of this owner.
         """
-        _check_page(after=after, before=before, order=order, limit=limit)
-        return self._database.read(lambda connection: _page(connection, owner, kind, after, before, order, limit))
+        check_page(after=after, before=before, order=order, limit=limit)
+        return self._database.read(lambda connection: page(connection, owner, kind, after, before, order, limit))
 
     def num_ahead(self, job_id: str) -> int:
         """How many jobs of its kind wait in front of this one; 0 when it does not wait."""
-        return self._database.read(lambda connection: _num_ahead(connection, job_id))
+        return self._database.read(lambda connection: num_ahead(connection, job_id))
 
     def cancel(self, job_id: str, *, owner: str | None = None) -> JobRecord:
         """Cancel a job: at once if it waits, else its worker is told; cancelling again changes nothing.
@@ -151,13 +151,13 @@ class JobStore:
         line_up(connection)
         now = self._database.now(connection)
         inputs = list(staged.values())
-        earlier = _earlier(connection, new, inputs)
+        earlier = earlier_job(connection, new, inputs)
         if earlier is not None:
             return Created(earlier, is_new=False)
         self._check_quota(connection, new, inputs)
         connection.execute(insert(JOBS).values(_columns(job_id, new, inputs, now)))
         if new.idempotency_key is not None:
-            _remember(connection, job_id, new, inputs, now)
+            remember(connection, job_id, new, inputs, now)
         self._name_inputs(job_id, staged)
         row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).one()
         return Created(as_record(row), is_new=True)
@@ -218,113 +218,11 @@ def _check(new: NewJob) -> None:
         check_file_name(name)
 
 
-def _check_page(*, after: str | None, before: str | None, order: str, limit: int) -> None:
-    if order not in ("asc", "desc"):
-        raise InvalidRequest(f"order={order!r} must be asc or desc", param="order")
-    if not 1 <= limit <= MAX_PAGE:
-        raise InvalidRequest(f"limit={limit} must be 1 to {MAX_PAGE}", param="limit")
-    if after is not None and before is not None:
-        raise InvalidRequest(f"after={after!r} and before={before!r} cannot both be given", param="before")
-
-
-def _unknown(job_id: str, *, param: str | None = None) -> NotFound:
-    return NotFound(f"there is no job {job_id!r}", param=param)
-
-
-def _owned(owner: str | None) -> ColumnElement[bool]:
-    seen = JOBS.c.delete_requested.is_(False)
-    return seen if owner is None else and_(seen, JOBS.c.owner == owner)
-
-
-def _visible(job_id: str, owner: str | None) -> Select[Any]:
-    return select(JOBS).where(JOBS.c.id == job_id, _owned(owner))
-
-
 def _locked_visible(connection: Connection, job_id: str, owner: str | None) -> JobRecord:
     job = locked_job(connection, job_id)
     if job is None or job.delete_requested or owner not in (None, job.owner):
-        raise _unknown(job_id)
+        raise unknown_job(job_id)
     return job
-
-
-def _page(
-    connection: Connection,
-    owner: str | None,
-    kind: str | None,
-    after: str | None,
-    before: str | None,
-    order: str,
-    limit: int,
-) -> JobPage:
-    """One row more than asked for says whether there are more."""
-    is_backward = before is not None
-    is_ascending = (order == "asc") != is_backward
-    query = select(JOBS).where(_owned(owner))
-    if kind is not None:
-        query = query.where(JOBS.c.kind == kind)
-    cursor, param = (before, "before") if is_backward else (after, "after")
-    if cursor is not None:
-        start = connection.scalar(select(JOBS.c.sequence).where(JOBS.c.id == cursor, _owned(owner)))
-        if start is None:
-            raise _unknown(cursor, param=param)
-        query = query.where(JOBS.c.sequence > start if is_ascending else JOBS.c.sequence < start)
-    query = query.order_by(JOBS.c.sequence.asc() if is_ascending else JOBS.c.sequence.desc()).limit(limit + 1)
-    jobs = [as_record(row) for row in connection.execute(query)]
-    page = jobs[:limit]
-    return JobPage(page[::-1] if is_backward else page, has_more=len(jobs) > limit)
-
-
-def _num_ahead(connection: Connection, job_id: str) -> int:
-    job = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).one_or_none()
-    if job is None or job.status != JobStatus.QUEUED:
-        return 0
-    is_ahead = or_(
-        JOBS.c.priority > job.priority, and_(JOBS.c.priority == job.priority, JOBS.c.sequence < job.sequence)
-    )
-    waiting = and_(JOBS.c.kind == job.kind, JOBS.c.status == JobStatus.QUEUED)
-    return int(connection.scalar(select(func.count()).where(waiting, is_ahead)) or 0)
-
-
-def _fingerprint(new: NewJob, inputs: list[StoredFile]) -> str:
-    """What makes two requests the same: kind, parameters and uploads, in any order."""
-    uploads = sorted((stored.name, stored.sha256) for stored in inputs)
-    return hashlib.sha256(msgspec.json.encode((new.kind, new.params, uploads), order="sorted")).hexdigest()
-
-
-def _earlier(connection: Connection, new: NewJob, inputs: list[StoredFile]) -> JobRecord | None:
-    """The job that this owner's key made before."""
-    if new.idempotency_key is None:
-        return None
-    keys = IDEMPOTENCY_KEYS.c
-    found = connection.execute(
-        select(keys.fingerprint, keys.job_id).where(keys.owner == new.owner, keys.key == new.idempotency_key)
-    ).one_or_none()
-    if found is None:
-        return None
-    if found.fingerprint != _fingerprint(new, inputs):
-        raise IdempotencyKeyReused(
-            f"idempotency key {new.idempotency_key!r} came with another request before; give this one a new key",
-            param="idempotency_key",
-        )
-    row = connection.execute(_visible(found.job_id, new.owner)).one_or_none()
-    if row is None:
-        raise IdempotencyKeyReused(
-            f"idempotency key {new.idempotency_key!r} made job {found.job_id!r}, which was deleted; use a new key",
-            param="idempotency_key",
-        )
-    return as_record(row)
-
-
-def _remember(connection: Connection, job_id: str, new: NewJob, inputs: list[StoredFile], now: float) -> None:
-    connection.execute(
-        insert(IDEMPOTENCY_KEYS).values(
-            owner=new.owner,
-            key=new.idempotency_key,
-            fingerprint=_fingerprint(new, inputs),
-            job_id=job_id,
-            created_at=now,
-        )
-    )
 
 
 def _columns(job_id: str, new: NewJob, inputs: list[StoredFile], now: float) -> dict[str, object]:
