@@ -101,6 +101,7 @@ def test_pages_show_each_job_once_in_order_forwards_and_backwards(store: JobStor
     seen += [job.id for job in page.jobs]
     while page.has_more:
         page = store.page(owner="key_1", kind="video", order=order, limit=limit, after=page.last_id)
+        assert page.jobs, "more were announced"
         seen += [job.id for job in page.jobs]
     assert seen == expected
     back: list[str] = []
@@ -108,6 +109,7 @@ def test_pages_show_each_job_once_in_order_forwards_and_backwards(store: JobStor
     back = [job.id for job in page.jobs]
     while page.has_more:
         page = store.page(owner="key_1", kind="video", order=order, limit=limit, before=page.first_id)
+        assert page.jobs, "more were announced"
         back = [job.id for job in page.jobs] + back
     assert back == expected[:-1]
 
