@@ -29,6 +29,7 @@ from braid.diffusion.operations import (
     Waveform,
 )
 from braid.diffusion.pieces import Meter, Pieces, in_pieces, piece, room_for
+from braid.diffusion.stage_memory import StageMemory
 from braid.errors import MemoryPressure
 from braid.llm_core.memory.arena import Arena
 
@@ -37,10 +38,15 @@ NUM_COLOURS = 3
 
 
 class MediaOperations:
-    """One method an operation, each for `InPieces`."""
+    """One method an operation, each for `InPieces`.
 
-    def __init__(self, components: Components, arena: Arena, meter: Meter) -> None:
+    Args:
+        memory: has predicted what a job needs when that was judged; to predict anew can take half a second.
+    """
+
+    def __init__(self, components: Components, memory: StageMemory, arena: Arena, meter: Meter) -> None:
         self._components = components
+        self._memory = memory
         self._arena = arena
         self._meter = meter
         self._predicted: dict[tuple[object, ...], int] = {}
@@ -50,7 +56,7 @@ class MediaOperations:
         hidden_states = operation.text.hidden_states
         shape = tuple(hidden_states.shape)
         network, held = yield from self._take(
-            Part.TEXT_PROJECTION, shape, lambda projection: projection.predicted_bytes(shape, hidden_states.dtype)
+            Part.TEXT_PROJECTION, shape, lambda _: self._memory.project_text(hidden_states.dtype)
         )
         with held:
             work = network.pieces(
@@ -75,9 +81,10 @@ class MediaOperations:
 
     def _encode_frames(self, frames: Tensor) -> Pieces[Tensor]:
         """Frames (1, 3, F, H, W) in [-1, 1] to latents."""
-        shape = tuple(frames.shape[2:])
+        num_frames, height, width = frames.shape[2:]
+        shape = num_frames, height, width
         network, held = yield from self._take(
-            Part.VIDEO_ENCODER, shape, lambda encoder: encoder.predicted_bytes(*shape, self._dtype(frames))
+            Part.VIDEO_ENCODER, shape, lambda _: self._memory.encode_frames(shape, frames.dtype)
         )
         with held:
             latents: Tensor = yield from self._run("encode_video", network.pieces(frames.to(self._components.device)))
@@ -104,9 +111,10 @@ class MediaOperations:
 
     def upsample(self, operation: UpsampleLatents) -> Pieces[Tensor]:
         """`UpsampleLatents`."""
-        shape = tuple(operation.latents.shape[2:])
+        num_frames, height, width = operation.latents.shape[2:]
+        shape = num_frames, height, width
         network, held = yield from self._take(
-            UPSAMPLER, shape, lambda upsampler: upsampler.predicted_bytes(shape, self._dtype(operation.latents))
+            UPSAMPLER, shape, lambda _: self._memory.upsample(shape, operation.latents.dtype)
         )
         with held:
             latents: Tensor = yield from self._run("upsample", network.pieces(operation.latents))
@@ -118,12 +126,13 @@ class MediaOperations:
         """`DecodeFrames`: the tiles of one group, each block of the decoder a piece."""
         plan = self._plan(operation.latents)
         tile = next(plan.tiles(0))
-        tile_shape = tuple(part.end - part.start for part in (tile.frames, tile.row, tile.column))
+        num_frames, height, width = (part.end - part.start for part in (tile.frames, tile.row, tile.column))
+        tile_shape = num_frames, height, width
         sums = 2 * NUM_COLOURS * 4 * plan.height * plan.width * (plan.group_frames(0).stop - plan.group_frames(0).start)
         network, held = yield from self._take(
             Part.VIDEO_DECODER,
             (tile_shape, sums),
-            lambda decoder: sums + decoder.predicted_bytes(tile_shape, self._dtype(operation.latents)),
+            lambda _: sums + self._memory.decode_tile(tile_shape, operation.latents.dtype),
         )
         with held:
             generator = _generator(network, plan, operation)
@@ -146,12 +155,12 @@ class MediaOperations:
         """`DecodeAudio`: decoder, then vocoder."""
         num_latents = operation.latents.shape[2]
         decoder, held = yield from self._take(
-            Part.AUDIO_DECODER, (num_latents,), lambda network: network.predicted_bytes(num_latents, torch.float32)
+            Part.AUDIO_DECODER, (num_latents,), lambda _: self._memory.decode_audio(num_latents)
         )
         with held:
             mel: Tensor = yield from self._run("decode_audio", decoder.pieces(operation.latents.float()))
         vocoder, held = yield from self._take(
-            Part.VOCODER, (mel.shape[2],), lambda network: network.predicted_bytes(mel.shape[2])
+            Part.VOCODER, (num_latents,), lambda _: self._memory.vocode(num_latents)
         )
         with held:
             samples: Tensor = yield from self._run("vocode", vocoder.pieces(mel))

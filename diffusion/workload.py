@@ -188,7 +188,7 @@ class Diffusion:
                 Job: expanded(run_job, self._expansions(), clock),
                 Delivery: expanded(delivered(run_job), self._expansions(), clock),
             },
-            self._handlers(MediaOperations(self._components, arena, meter), meter, language),
+            self._handlers(MediaOperations(self._components, self._memory, arena, meter), meter, language),
             on_checkpoint=on_checkpoint,
             clock=clock,
         )
