@@ -36,7 +36,8 @@ def save_state(state: Any, *, version: int) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     tree = _taken_apart(state, tensors)
-    return save(tensors, metadata={"version": str(version), "state": json.dumps(tree)})
+    # one entry: safetensors writes several in an order that differs from call to call
+    return save(tensors, metadata={"checkpoint": json.dumps({"version": version, "state": tree})})
 
 
 def load_state(data: bytes, *, version: int, classes: Iterable[type]) -> Any:
@@ -45,31 +46,29 @@ def load_state(data: bytes, *, version: int, classes: Iterable[type]) -> Any:
     Raises:
         StateError: it is damaged, of another version, or of a class that is not among `classes`.
     """
-    metadata = _metadata(data)
-    if metadata.get("version") != str(version):
+    checkpoint = _checkpoint(data)
+    if checkpoint.get("version") != version:
         raise StateError(
-            f"this checkpoint has schema version {metadata.get('version')} and this server reads version {version}; "
+            f"this checkpoint has schema version {checkpoint.get('version')} and this server reads version {version}; "
             "the job must be started anew"
         )
     try:
-        tensors = load(data)
-        tree = json.loads(metadata["state"])
-        return _put_together(tree, tensors, {known.__name__: known for known in classes})
+        return _put_together(checkpoint["state"], load(data), {known.__name__: known for known in classes})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StateError(f"this checkpoint is damaged: {error}") from error
 
 
-def _metadata(data: bytes) -> Mapping[str, str]:
-    """The free part of a safetensors header."""
+def _checkpoint(data: bytes) -> Mapping[str, Any]:
+    """What `save_state` put into the free part of the safetensors header; empty for another file's header."""
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if not 0 < length <= len(data) - _LENGTH_BYTES:
         raise StateError(f"this checkpoint of {len(data)} bytes is cut off or no safetensors file")
     try:
         header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    except ValueError as error:
+        checkpoint: Mapping[str, Any] = json.loads(header.get("__metadata__", {}).get("checkpoint", "{}"))
+    except (ValueError, AttributeError) as error:
         raise StateError(f"the header of this checkpoint is damaged: {error}") from error
-    metadata: Mapping[str, str] = header.get("__metadata__", {})
-    return metadata
+    return checkpoint
 
 
 def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -32,7 +32,7 @@ STATE = PipelineState(
 def test_a_state_comes_back_with_every_bit() -> None:
     data = STATE.to_bytes()
     back = PipelineState.from_bytes(data)
-    assert back.to_bytes() == data
+    assert {back.to_bytes() for _ in range(20)} == {data}
     assert (back.pipeline, back.prompt, back.stage) == (STATE.pipeline, STATE.prompt, STATE.stage)
     assert back.prompt_embeds.video is not None
     assert back.prompt_embeds.video.dtype == torch.bfloat16
