@@ -86,6 +86,8 @@ class Scheduler:
         self._suspects: set[str] = set()
         """Requests of a shared step that failed; each runs alone next, so that the bad one is found."""
         self._is_stalled = False
+        self._collected_at = 0.0
+        """When offers were last asked for."""
         """In the last step nobody ran."""
         self._ghosts: set[str] = set()
         """Requests that ended but that their workload failed to let go of; their offers are ignored."""
@@ -204,7 +206,7 @@ class Scheduler:
         self._is_nudged = False
         if self._inbox:
             self._open_inbox()
-        now = self._clock()
+        now = self._collected_at = self._clock()
         offers = self._collect(now)
         if not offers:
             self._history.rest()
@@ -388,11 +390,11 @@ class Scheduler:
         self.cancel(ticket.request.id, "cancelled because its listener failed")
 
     def _park(self) -> None:
-        now = self._clock()
-        wakes = [wake for workload in self._timed if (wake := workload.next_wake(now)) is not None]
+        # Asked as of the moment at which there were no offers: a wait that has ended since then must not be missed.
+        wakes = [wake for workload in self._timed if (wake := workload.next_wake(self._collected_at)) is not None]
         with self._lock:
             if not (self._inbox or self._is_nudged or self._is_stopping):
-                self._wakeup.wait(max(0.0, min(wakes) - now) if wakes else None)
+                self._wakeup.wait(max(0.0, min(wakes) - self._clock()) if wakes else None)
 
     def _close(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ import pytest
 from braid.errors import CannotFit, InvalidRequest
 from braid.llm_core.core import Request, RequestClass, StepLimits, StepResult
 from braid.llm_core.engine.messages import Failed, Finished, Usage
+from braid.llm_core.scheduler.loop import Scheduler
 
 BATCH, INTERACTIVE = RequestClass.BATCH, RequestClass.INTERACTIVE
 
@@ -365,3 +366,40 @@ class TestOnAThread:
         assert len(world.events) == 400
         assert {len(events) for events in world.events.values()} == {1}
         assert world.scheduler.num_waiting_requests == world.scheduler.num_open_requests == 0
+
+
+class LateSleeper:
+    """A workload that waits until a moment, and a clock that passes it before the scheduler has parked."""
+
+    name = "sleeper"
+    last_events = ()
+
+    def __init__(self) -> None:
+        self.moment, self.now = 1.0, 0.9
+        self.has_woken = threading.Event()
+
+    def clock(self) -> float:
+        return self.now
+
+    def accepts(self, params: Any) -> bool:
+        return False
+
+    def offers(self, now: float) -> tuple[()]:
+        self.now = self.moment + 0.5
+        if now >= self.moment:
+            self.has_woken.set()
+        return ()
+
+    def next_wake(self, now: float) -> float | None:
+        return self.moment if now < self.moment else None
+
+
+def test_a_wait_that_ends_while_the_loop_goes_to_sleep_is_not_missed() -> None:
+    sleeper = LateSleeper()
+    scheduler = Scheduler([sleeper], clock=sleeper.clock)
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    has_woken = sleeper.has_woken.wait(5)
+    scheduler.stop()
+    thread.join(5)
+    assert has_woken
