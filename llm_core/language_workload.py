@@ -306,16 +306,18 @@ class LanguageWorkload:
         prefix cache. Whoever leads a step waits for nobody, and who waits holds nothing: so it is no deadlock.
         """
         hidden_layers: tuple[int, ...] = ()
-        prefilling: list[TokenSequence] = []
+        prefilling: list[tuple[Rank, TokenSequence]] = []
         rowless: Rank | None = None  # from this rank on nobody gets a row in this step
         for job in jobs:
             for task in job.tasks:
                 if task.hidden_layers and hidden_layers and task.hidden_layers != hidden_layers:
                     continue
                 if not task.sequence.is_running:
-                    if task.use_prefix_cache and any(_soon_shares(task.sequence, one) for one in prefilling):
-                        continue
                     rank = _rank(job, task)
+                    # never for a later arrival, which may have to yield its memory again and again
+                    earlier = (one for other, one in prefilling if other < rank)
+                    if task.use_prefix_cache and any(_soon_shares(task.sequence, one) for one in earlier):
+                        continue
                     if rowless is not None and rank >= rowless:
                         continue
                     if not self._start(job, task):
@@ -323,7 +325,7 @@ class LanguageWorkload:
                         continue
                 hidden_layers = hidden_layers or task.hidden_layers
                 if task.use_prefix_cache and task.sequence.num_pending > 1:
-                    prefilling.append(task.sequence)
+                    prefilling.append((_rank(job, task), task.sequence))
                 yield job, task
 
     def _start(self, job: Job, task: SequenceTask) -> bool:
