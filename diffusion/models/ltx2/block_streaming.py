@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -43,7 +44,30 @@ class _Slot:
     """The block that was last made of it, as long as somebody still has it."""
 
 
-class StreamedBlocks(Sequence[Block]):
+class _OneAtATime(Sequence[Block], ABC):
+    """The blocks of a network, each made when it is asked for."""
+
+    _config: TransformerConfig
+
+    def __len__(self) -> int:
+        return self._config.num_layers
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Block]: ...
+    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
+        if isinstance(index, slice):
+            raise TypeError("streamed blocks are taken one at a time")
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._block(index)
+
+    @abstractmethod
+    def _block(self, index: int) -> Block: ...
+
+
+class StreamedBlocks(_OneAtATime):
     """Blocks through a few slots on the device: while one is computed with, the next ones are copied.
 
     Asking for a block says that all computing with the blocks before has been submitted. The first block follows the
@@ -74,18 +98,7 @@ class StreamedBlocks(Sequence[Block]):
         num_slots = min(num_slots, config.num_layers)
         self._slots = [_Slot(transfers.empty(self._slot_bytes)) for _ in range(num_slots)]
 
-    def __len__(self) -> int:
-        return self._config.num_layers
-
-    @overload
-    def __getitem__(self, index: int) -> Block: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Block]: ...
-    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
-        if isinstance(index, slice):
-            raise TypeError("streamed blocks are taken one at a time")
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _block(self, index: int) -> Block:
         wanted = [(index + ahead) % len(self) for ahead in range(len(self._slots))]
         slot = self._slot_of(index) or self._begin(index, keep=wanted)
         assert slot.completion is not None
@@ -116,7 +129,7 @@ class StreamedBlocks(Sequence[Block]):
         return fresh
 
 
-class MappedBlocks(Sequence[Block]):
+class MappedBlocks(_OneAtATime):
     """Blocks whose tensors are computed with where they lie, in a mapped file: for a CPU.
 
     Args:
@@ -137,18 +150,7 @@ class MappedBlocks(Sequence[Block]):
         self._dtype = dtype
         self._will_need = will_need
 
-    def __len__(self) -> int:
-        return self._config.num_layers
-
-    @overload
-    def __getitem__(self, index: int) -> Block: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Block]: ...
-    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
-        if isinstance(index, slice):
-            raise TypeError("streamed blocks are taken one at a time")
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _block(self, index: int) -> Block:
         self._will_need((index + 1) % len(self))
         return make_block(self._config, self._weights, index, self._dtype)
 
