@@ -30,8 +30,9 @@ from braid.rest.child_process import ChildProcess, start_child
 if TYPE_CHECKING:
     import uvicorn
 
-    from braid.llm_core.engine.handle import EngineHandle
+    from braid.rest.child import Tell
     from braid.rest.supervisor import Supervisor
+    from braid.rest.wire_messages import MediaEngine
 
 logger = logging.getLogger("braid.server")
 
@@ -230,10 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = msgspec.json.decode(arguments.config, type=BraidConfig)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
-    def build() -> EngineHandle:
-        from braid.factory import build_engine
+    def build(_tell: Tell) -> MediaEngine:
+        from braid.serving import build_serving
 
-        return build_engine(config, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
+        return build_serving(config, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
 
     return run_child(arguments, build)
 

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import msgspec
 
+from braid.diffusion.jobs.messages import CancelJob, JobsWaiting
 from braid.errors import BraidError
 from braid.llm_core.engine.failure import as_braid_error, failed
-from braid.llm_core.engine.handle import EngineHandle
-from braid.llm_core.engine.messages import CancelRequest, Encoded, EncodeRequest, Event, Message, ShutdownRequest
+from braid.llm_core.engine.messages import CancelRequest, Encoded, EncodeRequest, EngineReady, ShutdownRequest
 from braid.rest.frames import FrameReader, ProtocolError, frame
 from braid.rest.result_files import ResultFiles
+from braid.rest.wire_messages import MediaEngine, OwnEvent, WireEvent, WireMessage
 
 logger = logging.getLogger("braid.engine")
 
@@ -39,6 +40,7 @@ MAX_WAITING_EVENTS = 200_000
 MAX_WAITING_REQUESTS = 1024
 """Read and not yet taken by the engine; beyond them the socket fills, and then the parent refuses."""
 
+Tell = Callable[[OwnEvent], None]
 MAX_EVENTS_PER_FRAME = 512
 READ_BYTES = 1 << 18
 CLOSE_GRACE_S = 5.0
@@ -54,22 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--files", type=Path, required=True, help="a folder to make for results that are large")
 
 
-def run_child(arguments: argparse.Namespace, build: Callable[[], EngineHandle]) -> int:
+def run_child(arguments: argparse.Namespace, build: Callable[[Tell], MediaEngine]) -> int:
     """Be an engine process until the parent is gone or says stop; returns the exit code.
 
-    A `BraidError` of `build` is told to the parent: trying again would not help.
+    Args:
+        build: loads, given what takes events that the engine tells of its own accord, from any thread. If it raises a
+            `BraidError`, that is told to the parent: trying again would not help.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole terminal or service; the parent decides
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(arguments.parent)
-    link = ChildLink(connect(arguments.socket), ResultFiles(arguments.files))
+    link = ChildLink(connect(arguments.socket), ResultFiles(arguments.files), generation=arguments.generation)
     link.start_reading()
     try:
-        engine = build()
+        engine = build(link.tell)
     except BraidError as error:
         link.send([failed("", error)])
         return EXIT_CANNOT_LOAD
-    link.send([msgspec.structs.replace(engine.ready, generation=arguments.generation)])
+    link.send_ready(engine.ready)
     link.serve(engine)
     _exit_even_if_stuck()
     engine.close()
@@ -82,23 +86,25 @@ class ChildLink:
 
     Args:
         files: where results go that are too large for the socket.
+        generation: how many engines there were, this one included.
     """
 
-    def __init__(self, sock: socket.socket, files: ResultFiles) -> None:
+    def __init__(self, sock: socket.socket, files: ResultFiles, *, generation: int = 1) -> None:
         self._socket = sock
+        self._generation = generation
         self._files = files
         self._file_writer = ThreadPoolExecutor(1, thread_name_prefix="braid-link-files")
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[Message]).decode
-        self._requests: queue.Queue[Message | None] = queue.Queue(MAX_WAITING_REQUESTS)
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._decode = msgspec.msgpack.Decoder(list[WireMessage]).decode
+        self._requests: queue.Queue[WireMessage | None] = queue.Queue(MAX_WAITING_REQUESTS)
+        self._events: queue.SimpleQueue[WireEvent | None] = queue.SimpleQueue()
         self._is_serving = False
 
     def start_reading(self) -> None:
         """Notice the parent's end from now on, even while a model loads."""
         threading.Thread(target=self._read, name="braid-link-reader", daemon=True).start()
 
-    def serve(self, engine: EngineHandle) -> None:
+    def serve(self, engine: MediaEngine) -> None:
         """Pass requests to the engine and events to the parent, until either end stops."""
         self._is_serving = True
         threading.Thread(target=self._submit_all, args=(engine,), name="braid-link-intake", daemon=True).start()
@@ -108,12 +114,27 @@ class ChildLink:
             except OSError:
                 return  # the parent is gone; the reader sees it too
 
+    def tell(self, event: OwnEvent) -> None:
+        """Pass on what nobody has asked for, once the engine is served; never blocks."""
+        self._events.put(self._with_generation(event) if isinstance(event, EngineReady) else event)
+
+    def send_ready(self, ready: EngineReady) -> None:
+        """Say what was loaded, before anything else is said.
+
+        Raises:
+            OSError: the parent is gone.
+        """
+        self.send([self._with_generation(ready)])
+
+    def _with_generation(self, ready: EngineReady) -> EngineReady:
+        return msgspec.structs.replace(ready, generation=self._generation)
+
     def close(self) -> None:
         """Remove what nobody has read."""
         self._file_writer.shutdown(cancel_futures=True)
         self._files.close()
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[WireEvent]) -> None:
         """Write events in one frame; what cannot travel ends its own request only.
 
         Raises:
@@ -131,12 +152,12 @@ class ChildLink:
             data = frame(self._encode([failed(request_id, BraidError("the result is too large to send"))]))
         self._socket.sendall(data)
 
-    def _waiting_events(self) -> list[Event] | None:
+    def _waiting_events(self) -> list[WireEvent] | None:
         """The events that wait, at least one; None at the end."""
         if self._events.qsize() > MAX_WAITING_EVENTS:
             logger.error("the parent has left %d events unread: giving up", self._events.qsize())
             return None
-        events: list[Event] = []
+        events: list[WireEvent] = []
         while not events or (len(events) < MAX_EVENTS_PER_FRAME and not self._events.empty()):
             event = self._events.get()
             if event is None:
@@ -164,15 +185,18 @@ class ChildLink:
         self._requests.put(None)
         self._events.put(None)
 
-    def _submit_all(self, engine: EngineHandle) -> None:
+    def _submit_all(self, engine: MediaEngine) -> None:
         while (message := self._requests.get()) is not None:
             if isinstance(message, ShutdownRequest):
                 self._events.put(None)
                 return
             self._submit(engine, message)
 
-    def _submit(self, engine: EngineHandle, message: Message) -> None:
+    def _submit(self, engine: MediaEngine, message: WireMessage) -> None:
         assert not isinstance(message, ShutdownRequest)
+        if isinstance(message, JobsWaiting | CancelJob):
+            engine.send(message)
+            return
         if isinstance(message, CancelRequest):
             engine.cancel(message.id, message.reason)
             return
@@ -182,7 +206,7 @@ class ChildLink:
             logger.exception("request %s could not be submitted", message.id)
             self._events.put(failed(message.id, BraidError("the engine could not take this request")))
 
-    def _take_encoding(self, event: Event) -> None:
+    def _take_encoding(self, event: WireEvent) -> None:
         """Called on the engine's thread, which a file must not hold up, nor the events of the others."""
         if isinstance(event, Encoded):
             self._file_writer.submit(self._write_file, event)

@@ -15,10 +15,8 @@ from starlette.types import Receive
 from braid.errors import RequestCancelled
 from braid.llm_core.engine.failure import RequestFailed
 from braid.llm_core.engine.handle import EngineHandle
-from braid.llm_core.engine.messages import Encoded, Event, Failed, Finished, GenerateRequest, Started, Stats
-
-LAST_EVENTS = (Finished, Encoded, Failed, Stats)
-"""Exactly one of these ends a request."""
+from braid.llm_core.engine.messages import Event, Failed, GenerateRequest, Started
+from braid.rest.wire_messages import LAST_EVENTS
 
 
 class EventQueue:

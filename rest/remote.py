@@ -10,26 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import msgspec
 
+from braid.diffusion.jobs.messages import JobEnded, JobProgress, Nudge
 from braid.errors import BraidError, EngineDied, InvalidRequest, NotReady, Overloaded
 from braid.llm_core.engine.failure import RequestFailed, failed
-from braid.llm_core.engine.handle import OnEvent, Submission
-from braid.llm_core.engine.messages import (
-    CancelRequest,
-    Encoded,
-    EngineReady,
-    Event,
-    Failed,
-    Message,
-    ShutdownRequest,
-)
+from braid.llm_core.engine.messages import CancelRequest, Encoded, EngineReady, Failed, ShutdownRequest
 from braid.rest.errors import BodyTooLarge
-from braid.rest.exchange import LAST_EVENTS
 from braid.rest.frames import FrameReader, ProtocolError, frame
 from braid.rest.result_files import discard_result
+from braid.rest.wire_messages import LAST_EVENTS, OnJobEvent, WireEvent, WireMessage, WireSubmission
 
 logger = logging.getLogger("braid.rest")
 
@@ -38,17 +31,23 @@ MAX_UNSENT_BYTES = 64 << 20
 
 
 class RemoteEngine(asyncio.Protocol):
-    """The engine at the other end of a socket. Make one with `connect`."""
+    """The engine at the other end of a socket. Make one with `connect`.
+
+    On the event loop, `on_ready` is called with each later `EngineReady`, `on_job_event` with what is told of jobs.
+    """
 
     def __init__(self) -> None:
+        self.on_ready: Callable[[EngineReady], None] = lambda ready: None
+        self.on_job_event: OnJobEvent = lambda event: None
+        self._ready: EngineReady | None = None
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[EngineReady] = loop.create_future()
         self._closed: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
-        self._sinks: dict[str, OnEvent] = {}
+        self._sinks: dict[str, Callable[[Any], None]] = {}
         self._frames = FrameReader()
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[Event]).decode
+        self._decode = msgspec.msgpack.Decoder(list[WireEvent]).decode
 
     @classmethod
     async def connect(cls, sock: socket.socket) -> RemoteEngine:
@@ -62,14 +61,14 @@ class RemoteEngine(asyncio.Protocol):
 
     @property
     def ready(self) -> EngineReady:
-        """What the engine loaded.
+        """What the engine loaded so far.
 
         Raises:
             NotReady: it has not said so yet, or is gone.
         """
-        if self._closed.done() or not self._loaded.done():
+        if self._closed.done() or self._ready is None:
             raise NotReady("the engine is not ready")
-        return self._loaded.result()
+        return self._ready
 
     @property
     def num_open_requests(self) -> int:
@@ -89,7 +88,7 @@ class RemoteEngine(asyncio.Protocol):
         """Wait until the connection has ended, for whatever reason."""
         await asyncio.shield(self._closed)
 
-    def submit(self, request: Submission, on_event: OnEvent) -> None:
+    def submit(self, request: WireSubmission, on_event: Callable[[Any], None]) -> None:
         """Send a request; whatever is wrong is told by its `Failed`."""
         error = self._refusal(request)
         if error is not None:
@@ -102,6 +101,11 @@ class RemoteEngine(asyncio.Protocol):
             return
         self._sinks[request.id] = on_event
         self._write(data)
+
+    def send(self, nudge: Nudge) -> None:
+        """Send what has no answer; without a connection it is lost."""
+        if self._transport is not None and not self._closed.done() and not self._transport.is_closing():
+            self._write(self._message(nudge))
 
     def cancel(self, request_id: str, reason: str = "cancelled by the client") -> None:
         """Ask for a request's end."""
@@ -145,7 +149,7 @@ class RemoteEngine(asyncio.Protocol):
         for request_id, on_event in sinks.items():
             on_event(failed(request_id, died))
 
-    def _refusal(self, request: Submission) -> BraidError | None:
+    def _refusal(self, request: WireSubmission) -> BraidError | None:
         if self._transport is None or self._closed.done() or self._transport.is_closing():
             return EngineDied("the engine has ended; send the request again")
         if request.id in self._sinks:
@@ -154,9 +158,11 @@ class RemoteEngine(asyncio.Protocol):
             return Overloaded("the engine has not read the requests before this one yet", retry_after_s=1.0)
         return None
 
-    def _dispatch(self, event: Event) -> None:
+    def _dispatch(self, event: WireEvent) -> None:
         if isinstance(event, EngineReady):
-            self._loaded.set_result(event)
+            self._take_ready(event)
+        elif isinstance(event, JobProgress | JobEnded):
+            self.on_job_event(event)
         elif isinstance(event, Failed) and not event.request_id:
             self._loaded.set_exception(RequestFailed(event))
             self._loaded.exception()
@@ -168,7 +174,14 @@ class RemoteEngine(asyncio.Protocol):
             elif isinstance(event, Encoded):
                 discard_result(event)
 
-    def _message(self, message: Message) -> bytes:
+    def _take_ready(self, event: EngineReady) -> None:
+        self._ready = event
+        if self._loaded.done():
+            self.on_ready(event)
+        else:
+            self._loaded.set_result(event)
+
+    def _message(self, message: WireMessage) -> bytes:
         return frame(self._encode((message,)))
 
     def _write(self, data: bytes) -> None:

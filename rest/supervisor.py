@@ -10,13 +10,15 @@ import logging
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from braid.diffusion.jobs.messages import JobEvent, Nudge
 from braid.errors import BraidError, EngineDied, NotReady
 from braid.llm_core.engine.failure import RequestFailed, failed
-from braid.llm_core.engine.handle import OnEvent, Submission
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.child_process import ChildProcess
 from braid.rest.remote import RemoteEngine
+from braid.rest.wire_messages import OnJobEvent, WireSubmission
 
 logger = logging.getLogger("braid.rest")
 
@@ -50,7 +52,8 @@ class Supervisor:
         start_child: spawns the engine of a generation, without waiting for it.
         name: what is loaded, for messages.
         first: the first engine's process, where it was started before the event loop.
-        on_ready: called each time an engine has loaded.
+        on_ready: called each time an engine has loaded, and when it has loaded more.
+        on_job_event: told how far jobs are.
     """
 
     def __init__(
@@ -60,12 +63,14 @@ class Supervisor:
         name: str,
         first: ChildProcess | None = None,
         on_ready: Callable[[EngineReady], None] = lambda ready: None,
+        on_job_event: OnJobEvent = lambda event: None,
         restarts: Restarts | None = None,
     ) -> None:
         self._start_child = start_child
         self._name = name
         self._first = first
-        self._on_ready = on_ready
+        self.on_ready = on_ready
+        self.on_job_event = on_job_event
         self._restarts = restarts or Restarts()
         self._generation = first.generation - 1 if first else 0
         self._engine: RemoteEngine | None = None
@@ -90,12 +95,17 @@ class Supervisor:
         """Of the engine that is running or loading."""
         return None if self._child is None else self._child.process.pid
 
-    def submit(self, request: Submission, on_event: OnEvent) -> None:
+    def submit(self, request: WireSubmission, on_event: Callable[[Any], None]) -> None:
         """Pass on; without an engine the request ends with `not_ready`."""
         if self._engine is None:
             on_event(failed(request.id, NotReady(self._why_not)))
         else:
             self._engine.submit(request, on_event)
+
+    def send(self, nudge: Nudge) -> None:
+        """Pass on; without an engine it is lost, and the next one looks into the store by itself."""
+        if self._engine is not None:
+            self._engine.send(nudge)
 
     def cancel(self, request_id: str, reason: str = "cancelled by the client") -> None:
         """Pass on."""
@@ -146,10 +156,11 @@ class Supervisor:
         remote: RemoteEngine | None = None
         try:
             remote = await RemoteEngine.connect(await child.connect())
+            remote.on_ready, remote.on_job_event = self._tell_ready, self._tell_job
             ready = await remote.wait_ready()
             since = loop.time()
             self._engine, self._was_ready = remote, True
-            self._on_ready(ready)
+            self.on_ready(ready)
             if self._is_stopping:
                 remote.close()
             await remote.wait_closed()
@@ -171,6 +182,12 @@ class Supervisor:
             await asyncio.to_thread(child.remove_files)
             self._child = None
             self._tell_end(code)
+
+    def _tell_ready(self, ready: EngineReady) -> None:
+        self.on_ready(ready)
+
+    def _tell_job(self, event: JobEvent) -> None:
+        self.on_job_event(event)
 
     def _tell_end(self, code: int) -> None:
         if self._is_stopping:

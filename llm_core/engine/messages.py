@@ -178,11 +178,14 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag
 
 
 class EngineReady(msgspec.Struct, frozen=True, array_like=True, tag_field="event", tag="ready"):
-    """The engine's first message: what it loaded and what it can do."""
+    """The engine's first message: what it loaded and what it can do. It comes again when there is more."""
 
     models: tuple[dict[str, Any], ...]
     """One dict a model: `id`, `aliases`, `context_length`, `architecture`, `capabilities`, `kernels`."""
     generation: int = 0
+    modalities: dict[str, str] = {}
+    """Whether `chat`, `image`, `video` and `audio` can be asked for: empty where they can, else why not, or not yet.
+    Those that are not named follow from `models`."""
 
 
 Event = Started | TextDelta | CompletionEnd | Finished | Encoded | Failed | Stats | EngineReady

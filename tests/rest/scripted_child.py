@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from scripted_engine import ScriptedEngine
 
 from braid.errors import ModelFileError
-from braid.rest.child import add_arguments, run_child
+from braid.rest.child import Tell, add_arguments, run_child
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     add_arguments(parser)
     arguments = parser.parse_args()
 
-    def build() -> ScriptedEngine:
+    def build(_tell: Tell) -> ScriptedEngine:
         time.sleep(arguments.slow_start)
         if arguments.crash:
             os._exit(7)

@@ -13,8 +13,9 @@ import queue
 import threading
 from dataclasses import dataclass, field
 
+from braid.diffusion.jobs.messages import Nudge
 from braid.errors import BraidError, InvalidRequest, Overloaded, RequestCancelled
-from braid.llm_core.engine.handle import OnEvent, Submission
+from braid.llm_core.engine.handle import OnEvent
 from braid.llm_core.engine.messages import (
     CompletionEnd,
     EngineReady,
@@ -28,6 +29,7 @@ from braid.llm_core.engine.messages import (
     TokenLogprob,
     Usage,
 )
+from braid.rest.wire_messages import WireSubmission
 
 READY = EngineReady(
     (
@@ -65,7 +67,8 @@ class ScriptedEngine:
 
     def __init__(self, ready: EngineReady = READY) -> None:
         self.ready = ready
-        self.submitted: list[Submission] = []
+        self.submitted: list[WireSubmission] = []
+        self.nudges: list[Nudge] = []
         self.cancelled: queue.Queue[str] = queue.Queue()
         self._running: dict[str, Running] = {}
         self._lock = threading.Lock()
@@ -74,7 +77,7 @@ class ScriptedEngine:
     def running(self) -> int:
         return len(self._running)
 
-    def submit(self, request: Submission, on_event: OnEvent) -> None:
+    def submit(self, request: WireSubmission, on_event: OnEvent) -> None:
         self.submitted.append(request)
         if not isinstance(request, GenerateRequest):
             on_event(Stats(request.id, {"running": self.running}))
@@ -83,6 +86,9 @@ class ScriptedEngine:
         with self._lock:
             self._running[request.id] = running
         threading.Thread(target=self._run, args=(running,), daemon=True).start()
+
+    def send(self, nudge: Nudge) -> None:
+        self.nudges.append(nudge)
 
     def cancel(self, request_id: str, reason: str = "cancelled by the client") -> None:
         self.cancelled.put(request_id)

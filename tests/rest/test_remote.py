@@ -33,11 +33,11 @@ from braid.llm_core.engine.messages import (
 )
 from braid.rest.child import ChildLink
 from braid.rest.child_process import ChildProcess, start_child
-from braid.rest.exchange import LAST_EVENTS
 from braid.rest.frames import frame
 from braid.rest.remote import RemoteEngine
 from braid.rest.result_files import ResultFiles
 from braid.rest.supervisor import Restarts, Supervisor
+from braid.rest.wire_messages import LAST_EVENTS
 
 CHILD = [sys.executable, str(Path(__file__).with_name("scripted_child.py"))]
 QUICK = Restarts(first_delay_s=0.01, exit_timeout_s=5)

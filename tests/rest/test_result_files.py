@@ -17,9 +17,9 @@ from braid.errors import BraidError, EngineDied
 from braid.factory import LLM
 from braid.llm_core.engine.messages import Encoded, EncodeRequest, Event
 from braid.rest.child_process import start_child
-from braid.rest.exchange import LAST_EVENTS
 from braid.rest.result_files import ResultFiles, discard_result, read_result
 from braid.rest.supervisor import Supervisor
+from braid.rest.wire_messages import LAST_EVENTS
 from braid.server import child_command
 from braid.tests.tiny_models import write_gguf
 
