@@ -10,13 +10,12 @@ import io
 import struct
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from braid.errors import InvalidRequest
-from braid.multimodal.atomic_file import AtomicFile
+from braid.multimodal.film_writer import FilmWriter
 from braid.multimodal.frame_counts import exact_frame_rate
 
 WEBP_QUALITY = 80
@@ -38,14 +37,14 @@ class _Format(Protocol):
     def end(self, file: Any) -> None: ...
 
 
-class AnimationWriter:
-    """An endless animation in the format of its suffix; nothing is under `path` until `close` has returned.
-
-    As a context manager it closes at the end and aborts when an error passes.
+class AnimationWriter(FilmWriter):
+    """An endless animation in the format of its suffix.
 
     Raises:
         InvalidRequest: no such format, or no such size in it.
     """
+
+    name = "an animation"
 
     def __init__(self, path: Path, *, height: int, width: int, frame_rate: float | Fraction) -> None:
         kind = SUFFIXES.get(path.suffix.lower())
@@ -53,20 +52,14 @@ class AnimationWriter:
             raise InvalidRequest(f"an animation cannot be written to {path.name!r}; its suffix must be .gif or .webp")
         if max(height, width) > MAX_SIDE[kind]:
             raise InvalidRequest(f"a {kind} of {width}x{height} cannot be; a side has at most {MAX_SIDE[kind]} pixels")
-        self.num_frames = 0
+        super().__init__(path)
         self._format: _Format = _FORMATS[kind]()
         self._frame_rate = exact_frame_rate(frame_rate)
         self._size = (height, width, 3)
-        self._file = AtomicFile(path)
         self._stream = self._file.temporary.open("wb")
         self._stream.write(self._format.header(height, width))
 
     def add_frames(self, frames: Tensor) -> None:
-        """Compress the next frames.
-
-        Args:
-            frames: (F, H, W, 3) uint8 on the CPU.
-        """
         from PIL import Image
 
         assert tuple(frames.shape[1:]) == self._size, frames.shape
@@ -76,38 +69,11 @@ class AnimationWriter:
             self._stream.write(self._format.frame(picture, duration_ms))
             self.num_frames += 1
 
-    def close(self) -> Path:
-        """Finish the file and give it its name.
+    def _write_end(self) -> None:
+        self._format.end(self._stream)
 
-        Raises:
-            InvalidRequest: it has no frame.
-        """
-        try:
-            if not self.num_frames:
-                raise InvalidRequest("an animation needs at least one frame")
-            self._format.end(self._stream)
-            self._stream.close()
-            self._file.commit()
-        except BaseException:
-            self.abort()
-            raise
-        return self._file.path
-
-    def abort(self) -> None:
-        """Give up and remove what was written."""
+    def _let_go(self) -> None:
         self._stream.close()
-        self._file.discard()
-
-    def __enter__(self) -> AnimationWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort()
 
 
 def frame_duration_ms(index: int, frame_rate: Fraction, tick_ms: int) -> int:

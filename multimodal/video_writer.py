@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
 from braid.errors import InvalidRequest
-from braid.multimodal.atomic_file import AtomicFile
+from braid.multimodal.film_writer import FilmWriter
 from braid.multimodal.frame_counts import exact_frame_rate
 from braid.multimodal.h264 import BIT_EXACT, DEFAULT_CRF, add_video_stream, as_yuv, check_crf
 
@@ -23,13 +22,12 @@ IN_ORDER_OF_TIME = {"max_interleave_delta": "0"}
 """By default the muxer gives up waiting for the other stream after 10 s, and the file would follow from the turns."""
 
 
-class VideoWriter:
-    """H.264 (BT.709, 4:2:0) and AAC in MP4; nothing is under `path` until `close` has returned.
+class VideoWriter(FilmWriter):
+    """H.264 (BT.709, 4:2:0) and AAC in MP4.
 
     Frames and sound come in as many chunks as one likes, by turns or one after the other: neither cuts nor turns change
     the file, in which both lie side by side by their time. What one is ahead of the other waits in memory, encoded. An
-    odd height or width is made even by repeating the last row or column, because 4:2:0 has none. As a context manager
-    it closes at the end and aborts when an error passes.
+    odd height or width is made even by repeating the last row or column, because 4:2:0 has none.
 
     Args:
         frame_rate: kept exactly; 23.976 means 24000/1001.
@@ -37,6 +35,8 @@ class VideoWriter:
     Raises:
         InvalidRequest: a size, rate or quality that cannot be written.
     """
+
+    name = "a video"
 
     def __init__(
         self,
@@ -53,12 +53,11 @@ class VideoWriter:
 
         check_crf(crf)
         _check_sound(sample_rate, num_channels)
+        super().__init__(path)
         self.frame_rate = exact_frame_rate(frame_rate)
-        self.num_frames = 0
         self.num_samples = 0
         self._height, self._width = height, width
         self._num_channels, self._sample_rate = num_channels, sample_rate
-        self._file = AtomicFile(path)
         options = {"movflags": "+faststart", **IN_ORDER_OF_TIME, **BIT_EXACT}
         self._draining = self._drain()
         self._container: Any = av.open(str(self._file.temporary), "w", format="mp4", options=options)
@@ -78,11 +77,6 @@ class VideoWriter:
         return stream
 
     def add_frames(self, frames: Tensor) -> None:
-        """Encode the next frames.
-
-        Args:
-            frames: (F, H, W, 3) uint8 on the CPU.
-        """
         assert tuple(frames.shape[1:]) == (self._height, self._width, 3), frames.shape
         for frame in _made_even(frames):
             yuv = as_yuv(frame)
@@ -127,41 +121,12 @@ class VideoWriter:
         """
         return self._draining
 
-    def close(self) -> Path:
-        """Finish the file and give it its name.
+    def _write_end(self) -> None:
+        for _ in self._draining:
+            pass
 
-        Raises:
-            InvalidRequest: it has no frame.
-        """
-        try:
-            if not self.num_frames:
-                raise InvalidRequest("a video needs at least one frame")
-            for _ in self._draining:
-                pass
-            self._container.close()
-            self._file.commit()
-        except BaseException:
-            self.abort()
-            raise
-        return self._file.path
-
-    def abort(self) -> None:
-        """Give up and remove what was written."""
-        try:
-            self._container.close()
-        finally:
-            self._file.discard()
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort()
+    def _let_go(self) -> None:
+        self._container.close()
 
 
 def _check_sound(sample_rate: int | None, num_channels: int) -> None:
