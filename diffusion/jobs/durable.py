@@ -1,18 +1,20 @@
-"""Files that are whole or not there: a temporary name, fsync, rename, fsync of the folder."""
+"""Atomic files and folders of the job store: private, and a full disk is one clear error."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from braid.diffusion.jobs.failures import DiskFull
+from braid.multimodal.atomic_file import AtomicFile, synchronise, write_file
 
 _CHUNK_BYTES = 1 << 20
+_PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
+"""Prompts and pictures are nobody else's."""
 
 
 @contextmanager
@@ -37,43 +39,26 @@ def write_durably(data: bytes, *, temporary: Path, final: Path) -> None:
     Raises:
         DiskFull: no file is left.
     """
-    try:
-        with disk_errors(final):
-            _write_synced(temporary, data)
-            os.rename(temporary, final)
-            sync_folder(final.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(final):
+        write_file(final, data, temporary=temporary, mode=_PRIVATE_FILE)
 
 
 def move_durably(temporary: Path, final: Path) -> None:
-    """Give a finished file its name."""
+    """Give a finished file its name.
+
+    Raises:
+        DiskFull: it may be called again.
+    """
     with disk_errors(final):
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, final)
-        sync_folder(final.parent)
+        AtomicFile(final, temporary).commit()
 
 
 def make_folder(folder: Path) -> None:
     """A folder that stays, beside what it stands in."""
     if not folder.is_dir():
         with disk_errors(folder.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are private
-            sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            folder.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
+            synchronise(folder.parent)
 
 
 def sha256_of(path: Path) -> str:
@@ -83,14 +68,3 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

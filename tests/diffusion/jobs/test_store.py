@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from sqlalchemy import URL
 
-from braid.diffusion.jobs import durable
 from braid.diffusion.jobs.database import Database
 from braid.diffusion.jobs.directory import data_root
 from braid.diffusion.jobs.failures import (
@@ -333,7 +332,7 @@ def fill_the_disk(patch: pytest.MonkeyPatch, *, after: int = 3) -> None:
         left[0] -= num
         return num
 
-    patch.setattr(durable.os, "write", full)
+    patch.setattr(os, "write", full)
 
 
 def test_a_database_without_room_is_a_clear_error_and_the_store_goes_on(tmp_path: Path) -> None:

@@ -366,8 +366,6 @@ def test_a_finish_that_found_the_disk_full_can_be_called_again(
     import errno
     import os
 
-    from braid.diffusion.jobs import durable
-
     store.create(VIDEO)
     lease = claimed(left)
     video, sound = left.output(lease, "video.mp4"), left.output(lease, "audio.wav")
@@ -382,7 +380,7 @@ def test_a_finish_that_found_the_disk_full_can_be_called_again(
             if len(synced) == 3:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(durable.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFull):
             left.finish(lease, outputs)
     done: JobRecord = left.finish(lease, outputs)
