@@ -58,4 +58,5 @@ def remember(connection: Connection, job_id: str, new: NewJob, inputs: list[Stor
 def _fingerprint(new: NewJob, inputs: list[StoredFile]) -> str:
     """What makes two requests the same: kind, parameters and uploads, in any order."""
     uploads = sorted((stored.name, stored.sha256) for stored in inputs)
-    return hashlib.sha256(msgspec.json.encode((new.kind, new.params, uploads), order="sorted")).hexdigest()
+    asked = new.params if new.request is None else new.request
+    return hashlib.sha256(msgspec.json.encode((new.kind, asked, uploads), order="sorted")).hexdigest()

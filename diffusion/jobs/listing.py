@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from braid.diffusion.jobs.records import JobPage, JobStatus
+from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus
 from braid.diffusion.jobs.schema import JOBS
 from braid.diffusion.jobs.transitions import as_record
 from braid.errors import InvalidRequest, NotFound
@@ -72,6 +72,13 @@ def num_ahead(connection: Connection, job_id: str) -> int:
     )
     waiting = and_(JOBS.c.kind == job.kind, JOBS.c.status == JobStatus.QUEUED)
     return int(connection.scalar(select(func.count()).where(waiting, is_ahead)) or 0)
+
+
+def unfinished(connection: Connection) -> list[JobRecord]:
+    """All jobs that wait or are worked on, whoever owns them, in the order in which they are claimed."""
+    is_open = and_(JOBS.c.status.in_((JobStatus.QUEUED, JobStatus.IN_PROGRESS)), JOBS.c.delete_requested.is_(False))
+    query = select(JOBS).where(is_open).order_by(JOBS.c.priority.desc(), JOBS.c.sequence)
+    return [as_record(row) for row in connection.execute(query)]
 
 
 def unknown_job(job_id: str, *, param: str | None = None) -> NotFound:

@@ -66,6 +66,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """`video`, `image`, `audio`: the first part of the id."""
     params: Mapping[str, Any]
     """The request, as JSON."""
+    request: Mapping[str, Any] | None = None
+    """What an idempotency key is compared by, where `params` hold what was drawn or decided since; not stored."""
     owner: str = ""
     """The id of the API key; empty where there are no keys."""
     priority: int = 0

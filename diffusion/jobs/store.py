@@ -15,7 +15,7 @@ from braid.diffusion.jobs.directory import check_file_name, with_token
 from braid.diffusion.jobs.durable import disk_errors, write_durably
 from braid.diffusion.jobs.failures import JobIsFinal, QuotaFull, StoreUnavailable
 from braid.diffusion.jobs.idempotency import earlier_job, remember
-from braid.diffusion.jobs.listing import check_page, num_ahead, page, unknown_job, visible
+from braid.diffusion.jobs.listing import check_page, num_ahead, page, unfinished, unknown_job, visible
 from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus, NewJob, StoredFile
 from braid.diffusion.jobs.retention import remove_expired
 from braid.diffusion.jobs.schema import JOBS
@@ -64,6 +64,21 @@ class JobStore:
         if not created.is_new:
             self._directory.remove_job(job_id)
         return created
+
+    def earlier(self, new: NewJob) -> JobRecord | None:
+        """The job that `create` would give instead of a new one, without any of the work for a new one.
+
+        Raises:
+            InvalidRequest: a name, a number or the key can never be right.
+            IdempotencyKeyReused: the key came with another request before.
+        """
+        _check(new)
+        inputs = [_stored(name, data) for name, data in new.inputs.items()]
+        return self._database.read(lambda connection: earlier_job(connection, new, inputs))
+
+    def unfinished(self) -> list[JobRecord]:
+        """All jobs that wait or are worked on, whoever owns them, in the order in which they are claimed."""
+        return self._database.read(unfinished)
 
     def get(self, job_id: str, *, owner: str | None = None) -> JobRecord:
         """Raises:
@@ -136,8 +151,7 @@ class JobStore:
         for name, data in inputs.items():
             temporary = self._directory.temporary(job_id, name, token=0)
             write_durably(data, temporary=temporary, final=temporary)
-            file = StoredFile(name, with_token(name, 0), len(data), hashlib.sha256(data).hexdigest())
-            staged[temporary] = file
+            staged[temporary] = _stored(name, data)
         return staged
 
     def _admitted(self, job_id: str, new: NewJob, staged: dict[Path, StoredFile]) -> Created:
@@ -202,6 +216,10 @@ class JobStore:
             return change(connection, job, cancel_requested=True)
         now = self._database.now(connection)
         return end(connection, job, JobStatus.CANCELLED, now=now, retention_s=self._storage.limits.retention_s)
+
+
+def _stored(name: str, data: bytes) -> StoredFile:
+    return StoredFile(name, with_token(name, 0), len(data), hashlib.sha256(data).hexdigest())
 
 
 def _check(new: NewJob) -> None:
