@@ -12,6 +12,9 @@ from dataclasses import dataclass
 StepCost = Callable[[int, int, int], float]
 """(decode tokens, prefill tokens, sum of their context lengths) -> predicted ms"""
 
+Take = Callable[[int, int], bool]
+"""(which sequence, how many tokens) -> whether it may have them"""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
@@ -45,33 +48,42 @@ def plan_chunks(
     budget_ms: float,
     *,
     max_prefill_tokens: int | None = None,
+    take: Take = lambda index, num_tokens: True,
 ) -> list[int]:
     """Tokens to compute of each sequence, most urgent first in and 0 where it must wait.
 
     Args:
         max_prefill_tokens: what memory allows, at least `min_chunk_tokens`; None is no limit.
+        take: asked once for each chunk, in this order, when its length is decided; one that is refused takes no time
+            from those after it.
     Returns:
-        As many numbers as `pending`. The first is never 0.
+        As many numbers as `pending`. The first that `take` allows is never 0.
     """
-    chunks = [1 if p.num_tokens == 1 else 0 for p in pending]
-    num_decode = sum(chunks)
-    context = sum(p.context for p, chunk in zip(pending, chunks, strict=True) if chunk)
-    num_prefill = 0
+    num_decode = sum(p.num_tokens == 1 for p in pending)
+    context = sum(p.context for p in pending if p.num_tokens == 1)
     most = limits.max_step_tokens - num_decode
     if max_prefill_tokens is not None:
         most = min(most, max_prefill_tokens)
+    chunks = [0] * len(pending)
+    num_prefill = 0
+    is_empty, is_full = True, False
     for i, p in enumerate(pending):
         if p.num_tokens == 1:
+            fit = 1
+        elif is_full:  # a later prompt does not overtake, however short
             continue
-        room = most - num_prefill
-        fit = _tokens_within(p, room, num_decode, num_prefill, context, cost, budget_ms)
-        if i == 0:
-            fit = max(fit, min(limits.min_chunk_tokens, p.num_tokens, room))
+        else:
+            room = most - num_prefill
+            fit = _tokens_within(p, room, num_decode, num_prefill, context, cost, budget_ms)
+            if is_empty:
+                fit = max(fit, min(limits.min_chunk_tokens, p.num_tokens, room))
         if fit == 0:
-            break
-        chunks[i] = fit
-        num_prefill += fit
-        context += fit * p.context
+            is_full = True
+        elif take(i, fit):
+            chunks[i], is_empty = fit, False
+            if p.num_tokens > 1:
+                num_prefill += fit
+                context += fit * p.context
     return chunks
 
 

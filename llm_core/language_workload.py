@@ -6,7 +6,7 @@ It decides nothing about order (the policy does) and nothing about meaning (the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,44 +14,36 @@ import numpy as np
 
 from braid.errors import BraidError
 from braid.llm_core.admission import Admission
-from braid.llm_core.batching import BatchLimits, Pending, plan_chunks
+from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import Offer, Request, StepResult
 from braid.llm_core.decode import GenerateParams, GenerationJob
 from braid.llm_core.encode import EncodeParams, EncodingJob
 from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.engine.sampling import SampledToken, Sampler
-from braid.llm_core.job import Job, SequenceTask
+from braid.llm_core.job import Job
 from braid.llm_core.models.model import ForwardBatch, ForwardResult, LanguageModel
 from braid.llm_core.peak_meter import PeakMeter, peak_meter
 from braid.llm_core.planned_step import Chunk, PlannedStep
 from braid.llm_core.scheduler.cost import CostModel
-from braid.llm_core.sequence import Sequence as TokenSequence
 from braid.llm_core.sequence_memory import SequenceMemory
+from braid.llm_core.step_planning import PlanningCounters, StepPlanner
 from braid.llm_core.text.tokenizer import Tokenizer
 from braid.llm_core.workspace import StepWorkspace
 
-Rank = tuple[int, int, int]
-"""(class, arrival, index in the job): the place of a sequence in the order in which they yield memory, last first."""
-
 STEPS_A_PRICE = 16
 """Offers carry the same predictions for so many steps: to predict in each costs more than it tells."""
-
-WORTH_WAITING_TOKENS = 64
-"""A prompt waits for another to be prefilled if that saves it so many tokens: about what one more step costs."""
 
 STALL_S = 0.005
 """How long to wait for memory that somebody else holds before asking again."""
 
 
 @dataclass(slots=True)
-class LanguageCounters:
+class LanguageCounters(PlanningCounters):
     """What the workload has done since it started."""
 
     steps: int = 0
     decode_tokens: int = 0
     prefill_tokens: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
     finished: int = 0
     failed: int = 0
     forward_ms: float = 0.0
@@ -95,6 +87,15 @@ class LanguageWorkload:
         self._meter = meter or peak_meter(model.device)
         self._admission = Admission(memory.pages)
         self._jobs: dict[str, Job] = {}
+        self._planner = StepPlanner(
+            self._jobs,
+            memory,
+            workspace,
+            limits,
+            predict_ms=self._predict_ms,
+            can_spare=self._admission.can_spare,
+            counters=self.counters,
+        )
         self._num_admitted = 0
         self._stalled_until = 0.0
         self._offers_priced_until = 0
@@ -233,7 +234,7 @@ class LanguageWorkload:
         counters.sampling_ms += sampling_ms
         counters.step_ms += step_ms
 
-    # -- planning: who gets how many tokens, and the memory for them
+    # -- planning
 
     def _next_step(self, jobs: list[Job], budget_ms: float) -> PlannedStep | None:
         """The last step once more where that is all there is to do, else one that is planned anew; None if nobody can
@@ -242,7 +243,7 @@ class LanguageWorkload:
         if step is not None and step.jobs == jobs and all(self.memory.grow(c.task.sequence, 1) for c in step.chunks):
             step.move_on()
         else:
-            chunks = self._plan(jobs, budget_ms)
+            chunks = self._planner.plan(jobs, budget_ms)
             if not chunks:
                 return None
             step = PlannedStep(jobs, chunks, self._token_rows, self.memory.block_tables)
@@ -259,121 +260,11 @@ class LanguageWorkload:
             step.is_decode and len(step.chunks) == sum(len(job.tasks) for job in step.jobs)
         )
 
-    def _plan(self, jobs: list[Job], budget_ms: float) -> list[Chunk]:
-        candidates = list(self._candidates(jobs))
-        pending = [Pending(t.sequence.num_pending, t.sequence.num_computed) for _, t in candidates]
-        if not pending:
-            return []
-        counts = self._counts(candidates, pending, budget_ms)
-        chunks: list[Chunk] = []
-        for (job, task), num_tokens in zip(candidates, counts, strict=True):
-            if num_tokens and self._make_room(job, task, num_tokens, chunks):
-                chunks.append(Chunk(job, task, num_tokens, num_tokens == task.sequence.num_pending))
-        chunks.sort(key=lambda chunk: chunk.task.sequence.slot)
-        return chunks
-
     def _predict_bytes(self, batch: ForwardBatch) -> int:
         num_hidden = 0 if batch.hidden_rows is None else len(batch.hidden_rows)
         return self._workspace.predict(
             len(batch.input_ids), len(batch.logits_rows), num_hidden=num_hidden, num_layers=len(batch.hidden_layers)
         )
-
-    def _counts(
-        self, candidates: list[tuple[Job, SequenceTask]], pending: list[Pending], budget_ms: float
-    ) -> list[int]:
-        """Tokens of each candidate. Nearly every step only decodes, and then there is nothing to plan."""
-        if all(p.num_tokens == 1 for p in pending):
-            return [1] * len(pending)
-        max_prefill_tokens = self._max_prefill_tokens(candidates, pending)
-        return plan_chunks(
-            pending, self._limits, self._predict_ms, budget_ms, max_prefill_tokens=max_prefill_tokens
-        )
-
-    def _max_prefill_tokens(self, candidates: list[tuple[Job, SequenceTask]], pending: list[Pending]) -> int:
-        """What the workspace has room for, of all that could be computed now."""
-        wanted = sum(p.num_tokens for p in pending if p.num_tokens > 1)
-        if wanted == 0:
-            return 0
-        num_layers = max(len(task.hidden_layers) for _, task in candidates)
-        return self._workspace.prefill_within(
-            min(wanted, self._limits.max_step_tokens), num_layers, self._admission.can_spare
-        )
-
-    def _candidates(self, jobs: list[Job]) -> Iterator[tuple[Job, SequenceTask]]:
-        """Sequences that may share the next call: each has a row, and they want the same hidden layers.
-
-        One whose prompt begins like that of a more urgent one that is being prefilled waits, and then finds it in the
-        prefix cache. Whoever leads a step waits for nobody, and who waits holds nothing: so it is no deadlock.
-        """
-        hidden_layers: tuple[int, ...] = ()
-        prefilling: list[tuple[Rank, TokenSequence]] = []
-        rowless: Rank | None = None  # from this rank on nobody gets a row in this step
-        for job in jobs:
-            for task in job.tasks:
-                if task.hidden_layers and hidden_layers and task.hidden_layers != hidden_layers:
-                    continue
-                if not task.sequence.is_running:
-                    rank = _rank(job, task)
-                    # never for a later arrival, which may have to yield its memory again and again
-                    earlier = (one for other, one in prefilling if other < rank)
-                    if task.use_prefix_cache and any(_soon_shares(task.sequence, one) for one in earlier):
-                        continue
-                    if rowless is not None and rank >= rowless:
-                        continue
-                    if not self._start(job, task):
-                        rowless = rank
-                        continue
-                hidden_layers = hidden_layers or task.hidden_layers
-                if task.use_prefix_cache and task.sequence.num_pending > 1:
-                    prefilling.append((_rank(job, task), task.sequence))
-                yield job, task
-
-    def _start(self, job: Job, task: SequenceTask) -> bool:
-        if not self.memory.has_free_row:
-            victims = self._running_after(job, task, keep=())
-            if not victims:
-                return False
-            self._preempt(*victims[0])
-        self.memory.start(task.sequence, use_prefix_cache=task.use_prefix_cache)
-        self.counters.cached_tokens += task.sequence.num_computed
-        job.begin(time.monotonic(), task.sequence.num_computed)
-        return True
-
-    def _make_room(self, job: Job, task: SequenceTask, num_tokens: int, planned: list[Chunk]) -> bool:
-        """Allocate what the chunk writes, preempting sequences that come after it; False if it must wait."""
-        if not task.sequence.is_running:  # preempted a moment ago for the sake of an earlier one
-            return False
-        if self.memory.grow(task.sequence, num_tokens):
-            return True
-        victims = self._running_after(job, task, keep=[chunk.task for chunk in planned])
-        num_pages = sum(len(victim.sequence.pages) for _, victim in victims)
-        if not self.memory.could_grow(task.sequence, num_tokens, num_pages):
-            return False  # somebody else has the memory: that others wait would not help
-        for victim in victims:
-            self._preempt(*victim)
-            if self.memory.grow(task.sequence, num_tokens):
-                return True
-        return False
-
-    def _running_after(
-        self, job: Job, task: SequenceTask, *, keep: Sequence[SequenceTask]
-    ) -> list[tuple[Job, SequenceTask]]:
-        """The running sequences that can wait better than `task`, and the one that can wait best first: of the least
-        urgent class, the latest arrival. None of those before `task`, so that the first in line always gets on."""
-        rank, kept = _rank(job, task), {id(one) for one in keep}
-        after = [
-            (other, one)
-            for other in self._jobs.values()
-            for one in other.tasks
-            if one.sequence.is_running and _rank(other, one) > rank and id(one) not in kept
-        ]
-        return sorted(after, key=lambda pair: _rank(*pair), reverse=True)
-
-    def _preempt(self, job: Job, task: SequenceTask) -> None:
-        """Take the pages and the row of a sequence, which computes them again when its turn comes."""
-        self.memory.end(task.sequence)
-        self.counters.preemptions += 1
-        job.request.trace.event("preempted", {"tokens": len(task.sequence.token_ids)})
 
     # -- doing
 
@@ -414,15 +305,3 @@ class LanguageWorkload:
         self.memory.end(task.sequence)
         if job.is_done:
             self._finish(job, now)
-
-
-def _soon_shares(sequence: TokenSequence, prefilling: TokenSequence) -> bool:
-    """Whether enough of what `prefilling` is computing, and did not find in the cache itself, is of use to `sequence`,
-    whose last token is always computed."""
-    num_tokens = prefilling.num_cached + WORTH_WAITING_TOKENS
-    is_longer = min(len(sequence.token_ids), len(prefilling.token_ids)) > num_tokens
-    return is_longer and sequence.token_ids[:num_tokens] == prefilling.token_ids[:num_tokens]
-
-
-def _rank(job: Job, task: SequenceTask) -> Rank:
-    return (job.request.request_class, job.number, task.index)

@@ -67,3 +67,20 @@ def test_a_leading_prefill_leaves_the_decode_tokens_their_room() -> None:
 def test_prefill_stays_within_what_memory_allows() -> None:
     pending = [Pending(1, 50), Pending(100, 0), Pending(100, 0)]
     assert plan_chunks(pending, LIMITS, one_ms_a_token, 1000, max_prefill_tokens=20) == [1, 20, 0]
+
+
+def test_a_chunk_that_is_refused_takes_no_time_from_those_after_it() -> None:
+    pending = [Pending(100, 0), Pending(1, 9), Pending(1, 9), Pending(100, 0)]
+    asked: list[tuple[int, int]] = []
+
+    def take(index: int, num_tokens: int) -> bool:
+        asked.append((index, num_tokens))
+        return index in (2, 3)
+
+    assert plan_chunks(pending, LIMITS, one_ms_a_token, 40, take=take) == [0, 0, 1, 38]
+    assert asked == [(0, 38), (1, 1), (2, 1), (3, 38)]
+
+
+def test_whoever_is_first_allowed_advances_even_when_the_budget_is_spent() -> None:
+    pending = [Pending(100, 0), Pending(100, 0)]
+    assert plan_chunks(pending, LIMITS, one_ms_a_token, 0.5, take=lambda index, _: index == 1) == [0, 16]

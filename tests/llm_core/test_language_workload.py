@@ -79,12 +79,13 @@ def rigs(model: TroubledModel, loaded: tuple[TorchModel, Tokenizer]) -> Iterator
         assert rig.pages.used_pages == rig.prefix_cache.cached_pages
 
 
-def run_all(rig: Rig, *, steps: int = 500) -> None:
+def run_all(rig: Rig, *, steps: int = 500, budget_ms: float = 1000, latest_first: bool = False) -> None:
     for _ in range(steps):
         if not rig.open:
             return
         rig.workload._stalled_until = 0.0
-        rig.workload.run(rig.offers(), budget_ms=1000)
+        offers = rig.offers()
+        rig.workload.run(offers[::-1] if latest_first else offers, budget_ms)
     raise AssertionError("no end in sight")
 
 
@@ -116,13 +117,13 @@ def test_a_step_that_only_decodes_is_repeated_without_planning_until_somebody_co
     expected = {name: alone(rigs, prompt).logits for name, prompt in (("a", LONG), ("b", SHORT))}
     rig = rigs(64)
     planned_at: list[int] = []
-    plan = rig.workload._plan
+    plan = rig.workload._planner.plan
 
     def noted(*args: Any) -> Any:
         planned_at.append(rig.workload.counters.steps)
         return plan(*args)
 
-    monkeypatch.setattr(rig.workload, "_plan", noted)
+    monkeypatch.setattr(rig.workload._planner, "plan", noted)
     rig.submit("a", LONG, use_prefix_cache=False)
     for _ in range(5):
         rig.workload.run(rig.offers(), budget_ms=1000)
@@ -231,6 +232,51 @@ def test_a_later_request_never_preempts_an_earlier_one(rigs: Any) -> None:
         rig.workload.run(list(reversed(rig.offers())), budget_ms=1000)
     assert rig.workload._jobs["first"].tasks[0].sequence.is_running
     run_all(rig)
+
+
+@pytest.mark.parametrize("use_prefix_cache", [True, False])
+def test_a_later_request_that_leads_but_gets_no_memory_does_not_keep_an_earlier_one_from_it(
+    rigs: Any, use_prefix_cache: bool
+) -> None:
+    rig = rigs(8)  # each of the two needs all of them
+    for i, name in enumerate(("first", "second")):
+        prompt = Prompt(tuple(range(20 + i, 125 + i)), max_tokens=20, seed=i, temperature=1.0)
+        rig.submit(name, prompt, use_prefix_cache=use_prefix_cache)
+        rig.workload.run(rig.offers(), budget_ms=40)
+    run_all(rig, budget_ms=40, latest_first=True)
+    assert {type(output.last_event) for output in rig.outputs.values()} == {Finished}
+
+
+def test_an_encoding_that_leads_but_gets_no_memory_lets_one_of_other_layers_run(rigs: Any) -> None:
+    rig = rigs(28)  # less their results: pages for one of the two
+    events: list[Any] = []
+    for name, layer in (("first", 0), ("second", 1)):
+        params = EncodeParams((tuple(range(15 * 16)),), (layer,), 15 * 16, "left")
+        rig.workload.admit(Request(name, params, events.append), 0.0)
+        rig.workload.run(rig.offers(), budget_ms=96)
+    for _ in range(50):
+        rig.workload._stalled_until = 0.0
+        if rig.offers():
+            rig.workload.run(rig.offers()[::-1], budget_ms=40)
+    assert {event.request_id for event in events if isinstance(event, Encoded)} == {"first", "second"}
+
+
+def test_what_a_preempted_text_has_computed_is_found_again_while_nobody_needs_its_pages(rigs: Any) -> None:
+    rig = rigs(16)
+    expected = {name: alone(rigs, prompt).logits for name, prompt in (("a", LONG), ("b", SHORT))}
+    rig.submit("a", LONG, use_prefix_cache=True)
+    for _ in range(20):
+        rig.workload.run(rig.offers(), budget_ms=1000)
+    computed = rig.workload.counters.prefill_tokens
+    job = rig.workload._jobs["a"]
+    rig.workload._planner._preempt(job, job.tasks[0])
+    rig.workload._repeatable = None
+    rig.submit("b", SHORT, use_prefix_cache=True)
+    run_all(rig)
+    assert rig.workload.counters.preemptions == 1
+    # it has 84 tokens, and 5 whole pages of them were computed
+    assert rig.workload.counters.prefill_tokens == computed + len(SHORT.token_ids) + 84 - 80
+    assert {name: rig.outputs[name].logits for name in expected} == expected
 
 
 def test_memory_that_somebody_else_holds_is_waited_for(rigs: Any) -> None:
