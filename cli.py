@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from braid.errors import BraidError, InvalidRequest
+from braid.keys_command import add_keys_command
 from braid.media_command import add_media_command
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_media_command(film, parse_bytes, is_picture=False)
     add_media_command(commands.add_parser("image", help="make a picture"), parse_bytes, is_picture=True)
     _add_bench(commands.add_parser("bench", help="measure speed"))
+    add_keys_command(commands.add_parser("keys", help="make API keys"))
     models = commands.add_parser("models", help="what can be given to --model")
     models.set_defaults(run=list_models)
     kernels = commands.add_parser("kernels", help="which kernels the same options make serve use, and why not others")

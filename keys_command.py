@@ -1,0 +1,26 @@
+"""`braid keys`: makes API keys."""
+
+from __future__ import annotations
+
+import argparse
+
+from braid.rest.keys import Role, new_key
+
+
+def add_keys_command(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    new = commands.add_parser("new", help="make a key: its token is shown once, and kept by nobody")
+    new.add_argument("name", help="whose it is; owns the jobs that are asked for with it")
+    new.add_argument("--admin", action="store_true", help="may also see the server's counters and change the server")
+    new.set_defaults(run=show_new_key)
+
+
+def show_new_key(arguments: argparse.Namespace) -> int:
+    """`braid keys new`."""
+    token, key = new_key(arguments.name, Role.ADMIN if arguments.admin else Role.USER)
+    print("The key, which is shown only now; clients send it as `Authorization: Bearer KEY`:")
+    print(f"  {token}")
+    print("Its line for the file of `braid serve --api-keys FILE`, or for BRAID_API_KEYS:")
+    print(f"  {key.line}")
+    return 0
