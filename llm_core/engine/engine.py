@@ -25,6 +25,7 @@ from braid.tracing.request_trace import NULL_TRACE, RequestTrace
 
 _log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkRequest:
     """Work that a face of the same process has checked itself."""

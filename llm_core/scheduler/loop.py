@@ -86,9 +86,13 @@ class Scheduler:
         self._suspects: set[str] = set()
         """Requests of a shared step that failed; each runs alone next, so that the bad one is found."""
         self._is_stalled = False
+        """In the last step nobody ran."""
         self._collected_at = 0.0
         """When offers were last asked for."""
-        """In the last step nobody ran."""
+        self._is_stepping = False
+        self._leaving: list[Ticket] = []
+        """Requests that ended in the step under way. They are told after it was written, so that whoever has a result
+        finds all its steps in the journal."""
         self._ghosts: set[str] = set()
         """Requests that ended but that their workload failed to let go of; their offers are ignored."""
 
@@ -99,7 +103,7 @@ class Scheduler:
         self._inbox: deque[Ticket | Cancellation] = deque()
         self._num_open = 0
         self._num_leaving = 0
-        """Requests whose last event is just being handed over."""
+        """Requests that ended and whose last event has not been handed over."""
         self._num_waiting = 0
         self._is_nudged = False
         self._is_draining = False
@@ -130,7 +134,7 @@ class Scheduler:
                 while the scheduler drains.
         """
         request.arrival = self._clock()
-        ticket = Ticket(request, on_end=self._forget, on_told=self._has_told, on_deaf=self._cancel_deaf)
+        ticket = Ticket(request, on_end=self._leave, on_deaf=self._cancel_deaf)
         with self._lock:
             ticket.refusal = self._refusal() if may_refuse or self._is_closed else None
             ticket.is_waiting = ticket.refusal is None
@@ -270,6 +274,7 @@ class Scheduler:
         budget_ms = self._budget_ms(members, offers)
         start = self._clock()
         problem = None
+        self._is_stepping = True
         try:
             result = self._workloads[lead.workload].run(members, budget_ms)
         except Exception as error:
@@ -281,6 +286,7 @@ class Scheduler:
         if has_run or not self._is_stalled:  # a wait for memory is one entry, however often it is tried again
             self._write(lead, start, result, problem)
         self._is_stalled = not has_run
+        self._tell_leaving()
         if problem is not None:
             self._blame(members, problem)
         elif self._suspects:
@@ -370,6 +376,13 @@ class Scheduler:
             self._num_waiting -= ticket.is_waiting
             ticket.is_waiting = False
 
+    def _leave(self, ticket: Ticket) -> None:
+        self._forget(ticket)
+        if self._is_stepping:
+            self._leaving.append(ticket)
+        else:
+            self._tell(ticket)
+
     def _forget(self, ticket: Ticket) -> None:
         if self._live.get(ticket.request.id) is ticket:
             del self._live[ticket.request.id]
@@ -380,7 +393,15 @@ class Scheduler:
             self._num_open -= 1
             self._num_leaving += 1
 
-    def _has_told(self) -> None:
+    def _tell_leaving(self) -> None:
+        self._is_stepping = False
+        if self._leaving:
+            leaving, self._leaving = self._leaving, []
+            for ticket in leaving:
+                self._tell(ticket)
+
+    def _tell(self, ticket: Ticket) -> None:
+        ticket.tell_end()
         with self._lock:
             self._num_leaving -= 1
             if self._num_open == self._num_leaving == 0:
@@ -397,6 +418,7 @@ class Scheduler:
                 self._wakeup.wait(max(0.0, min(wakes) - self._clock()) if wakes else None)
 
     def _close(self) -> None:
+        self._tell_leaving()  # of a step that broke off
         with self._lock:
             self._is_closed = True
         for ticket in list(self._live.values()):

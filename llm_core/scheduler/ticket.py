@@ -25,12 +25,12 @@ class Ticket:
     """A request's sink and its place in the scheduler's books.
 
     Args:
-        on_end: called once, before the last event is handed over: whoever reads it finds the books closed.
-        on_told: called once, after that.
+        on_end: called once, when the last event is there. It must have `tell_end` called, as soon as all books are
+            closed on the request.
         on_deaf: called when the sink raised, so that nobody works for a listener that is gone.
     """
 
-    __slots__ = ("_last_events", "_on_deaf", "_on_end", "_on_told", "_sink", "device_ms", "is_ended", "is_waiting",
+    __slots__ = ("_last_event", "_last_events", "_on_deaf", "_on_end", "_sink", "device_ms", "is_ended", "is_waiting",
                  "refusal", "request", "workload")  # fmt: skip
 
     def __init__(
@@ -38,7 +38,6 @@ class Ticket:
         request: Request,
         *,
         on_end: Callable[[Ticket], None],
-        on_told: Callable[[], None],
         on_deaf: Callable[[Ticket], None],
     ) -> None:
         self.request = request
@@ -51,8 +50,8 @@ class Ticket:
         self.device_ms = 0.0
         self._sink = request.sink
         self._last_events = frozenset(LAST_EVENTS)
+        self._last_event: Any = None
         self._on_end = on_end
-        self._on_told = on_told
         self._on_deaf = on_deaf
         request.sink = self
 
@@ -69,16 +68,23 @@ class Ticket:
         """Hand an event to the request's sink."""
         if self.is_ended:
             _log.error("request %s has ended; a later %s is dropped", self.request.id, type(event).__name__)
-            return
-        self.is_ended = is_last = type(event) in self._last_events
-        if self.is_ended:  # also where no workload ever had the request, and so nobody else ended its trace
+        elif type(event) in self._last_events:
+            self._last_event, self.is_ended = event, True
+            # Also where no workload ever had the request, and so nobody else ended its trace.
             self.request.trace.end(error=event.code if isinstance(event, Failed) else None)
             self._on_end(self)
+        else:
+            self._give(event)
+
+    def tell_end(self) -> None:
+        """Hand over the last event."""
+        event, self._last_event = self._last_event, None
+        self._give(event)
+
+    def _give(self, event: Any) -> None:
         try:
             self._sink(event)
         except Exception:
             _log.exception("the sink of request %s failed", self.request.id)
             if not self.is_ended:
                 self._on_deaf(self)
-        if is_last:
-            self._on_told()

@@ -27,6 +27,44 @@ def test_a_request_runs_its_steps_and_ends(make_world: Any, make_job: Any) -> No
     assert world.scheduler.run_once() is False
 
 
+@pytest.mark.parametrize("fails_at", [None, 1])
+def test_whoever_has_a_result_finds_all_its_steps_in_the_journal(
+    fails_at: int | None, make_world: Any, make_job: Any
+) -> None:
+    world = make_world()
+    found: dict[str, list[Any]] = {}
+    for name in "ab":
+        job = make_job((5.0, 7.0), batch_key="k", fails_at=fails_at, error=ValueError("broken"))
+        sink = lambda event, name=name: found.setdefault(name, world.scheduler.journal.since())  # noqa: E731
+        world.scheduler.submit(Request(name, job, sink))
+    while world.scheduler.run_once():
+        pass
+    steps = {name: [entry.request_ids for entry in entries] for name, entries in found.items()}
+    together = [("a", "b")] * 2
+    if fails_at is None:
+        assert steps == {"a": together, "b": together}
+    else:
+        assert steps == {"a": [*together, ("a",)], "b": [*together, ("a",), ("b",)]}
+
+
+def test_a_step_that_breaks_off_leaves_nobody_without_an_answer(
+    make_world: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    run = world.toy.run
+
+    def interrupted(*args: Any) -> StepResult:
+        run(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world.toy, "run", interrupted)
+    world.submit(make_job((5.0,)), "a")
+    with pytest.raises(KeyboardInterrupt):
+        world.scheduler.run()
+    assert types(world.events["a"]) == [Finished]
+    assert world.scheduler.drain(timeout=0)
+
+
 def test_a_wait_for_memory_is_one_entry_however_often_it_is_tried(
     make_world: Any, make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
