@@ -10,19 +10,35 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from braid.diffusion.job import GenerationResult, Job
 from braid.diffusion.latents import blend_clean, drop_appended, unpatchify_video
 from braid.diffusion.media_files import ResultFile, Writing, open_result
-from braid.diffusion.operations import DecodeAudio, DecodedFrames, DecodeFrames, Denoise
+from braid.diffusion.operations import DecodeAudio, DecodedFrames, DecodeFrames, Denoise, Waveform
 from braid.diffusion.pieces import Meter, Pieces
 from braid.diffusion.positions import VideoGrid
 from braid.diffusion.sampling_state import Estimates
 from braid.errors import CannotFit
 from braid.llm_core.pipeline import Pipeline, Progress, StartPipeline
+
+
+class Beside(Protocol):
+    """More files of the same frames, such as a thumbnail."""
+
+    def add(self, frames: Tensor) -> Writing:
+        """The next frames, (F, H, W, 3) uint8 on the CPU."""
+        ...
+
+    def finish(self, waveform: Waveform | None) -> Writing:
+        """After the last of them; with the sound, if there is any."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,7 @@ class Delivery:
     """Where the engine writes it, too."""
     preview_every: int = 0
     """Steps between two previews; 0 for none."""
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +108,11 @@ def _watched(pipeline: Pipeline, delivery: Delivery, output: _Output) -> Pipelin
 
 
 class _Output:
-    """The file that was asked for, if one was. Abandoned, it leaves nothing."""
+    """The files that were asked for, if any were. Abandoned, it leaves nothing of the result's own."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._path = delivery.path
+        self._beside = delivery.beside
         self._job = delivery.job
         self._waveform = delivery.job.params.waveform if delivery.job.has_audio else None
         """The film's own, until another one is made for it."""
@@ -104,20 +122,28 @@ class _Output:
         """What an operation has given, if it belongs into the file: sound, which comes first, or frames."""
         if isinstance(asked, DecodeAudio):
             self._waveform = answer
-        elif isinstance(asked, DecodeFrames) and self._path is not None:
-            yield WriteFile(self._opened(self._path).add(answer.frames))
+        elif isinstance(asked, DecodeFrames):
+            if self._path is not None:
+                yield WriteFile(self._opened(self._path).add(answer.frames))
+            if self._beside is not None:
+                yield WriteFile(self._beside.add(answer.frames))
 
     def finish(self, result: GenerationResult) -> Generator[Any, Any, None]:
-        """Give the file its name."""
-        if self._path is None:
+        """Give the files their names."""
+        if self._path is None and self._beside is None:
             return
         assert result.waveform is self._waveform, "another sound than that which was written"
         yield Progress("write_file", 0, 1)
-        yield WriteFile(self._opened(self._path).finish())
+        if self._path is not None:
+            yield WriteFile(self._opened(self._path).finish())
+        if self._beside is not None:
+            yield WriteFile(self._beside.finish(self._waveform))
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        if self._beside is not None:
+            self._beside.close()
 
     def _opened(self, path: Path) -> ResultFile:
         if self._file is None:

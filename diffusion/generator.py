@@ -15,14 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self, overload
 
-from braid.diffusion.argument_values import GuidanceChanges
-from braid.diffusion.arguments import number, numbers, read_params, switch, text, whole
+from braid.diffusion.arguments import number, numbers, switch, text, whole
 from braid.diffusion.delivery import Delivery
 from braid.diffusion.generation import GeneratedMedia, StageClock, Update, as_media
 from braid.diffusion.job import Job
+from braid.diffusion.judging import judged
 from braid.diffusion.media_files import check_path
-from braid.diffusion.params import AdapterChoice, GenerationParams
-from braid.diffusion.validation import choose_pipeline
+from braid.diffusion.params import AdapterChoice
 from braid.diffusion.workload import Diffusion
 from braid.errors import InvalidRequest
 from braid.llm_core.core import RequestClass
@@ -217,18 +216,7 @@ class DiffGenerator:
                 generation.cancel()
 
     def _job(self, prompt: str, given: dict[str, Any]) -> Job:
-        params = read_params(prompt, given)
-        if given.get("adapters") is None:
-            params = replace(params, adapters=tuple(self._default_adapters))
-        return self.model.resolve(self._with_guidance(params))
-
-    def _with_guidance(self, params: GenerationParams) -> GenerationParams:
-        """Changes to the guidance of the preset, put into it."""
-        if not isinstance(params.guidance, GuidanceChanges):
-            return params
-        facts = self.model.facts
-        preset = facts.presets[choose_pipeline(params, facts)]
-        return replace(params, guidance=params.guidance.applied(preset.guidance))
+        return judged(self.model, prompt, given, self._default_adapters)
 
     def _submit(self, delivery: Delivery, request_class: RequestClass | None) -> Generation:
         return Generation(self.engine, _request(delivery, request_class))

@@ -97,7 +97,7 @@ class DataDirectory:
         found = [*self.jobs.glob("*/.*~*"), *self.root.glob(".*~*")]
         is_dead = {self.seat: True}  # asked after listing: whoever wrote a listed file, and sits nowhere, has ended
         for path in found:
-            seat = path.name[1:].split("~")[0]
+            seat = path.name.lstrip(".").split("~")[0]  # a writer may put a dot and more around such a name
             if seat not in is_dead:
                 is_dead[seat] = self._is_free(seat)
             if is_dead[seat]:
