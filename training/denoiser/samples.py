@@ -35,7 +35,7 @@ from braid.diffusion.models.ltx2.video_geometry import VideoGeometry
 from braid.diffusion.models.ltx2.video_vae import to_uint8_frames
 from braid.diffusion.positions import VideoGrid, audio_positions, video_positions
 from braid.diffusion.samplers import euler
-from braid.diffusion.sampling_state import Evaluation
+from braid.diffusion.sampling_state import Evaluation, drive
 from braid.diffusion.schedules import STAGE_2_SIGMAS, ltx2_sigmas
 from braid.training.autoencoders.evaluation import Autoencoders, Tally
 from braid.training.denoiser.compact_language_model import CompactLanguageModel
@@ -167,20 +167,12 @@ class Sampler:
         contexts = {Pass.CONDITIONAL: self.contexts(prompts)}
         if guidance_scale != 1:
             contexts[Pass.UNCONDITIONAL] = self.contexts([""] * len(prompts))
-        sampler, answer = euler(None, sigmas, states), None
-        while True:
-            try:
-                asked = sampler.send(answer)
-            except StopIteration as stop:
-                latents: AudioVideo[Tensor] = stop.value
-                return latents
-            answer = None
-            if isinstance(asked, Evaluation):
-                answer = self._estimate(asked, states, contexts, guidance_scale)
+        estimate = partial(self._estimate, states=states, contexts=contexts, guidance_scale=guidance_scale)
+        return drive(euler(None, sigmas, states), estimate)
 
     def _estimate(
-        self, asked: Evaluation, states: AudioVideo[LatentState], contexts: Mapping[Pass, AudioVideo[Tensor]],
-        guidance_scale: float,
+        self, asked: Evaluation, *, states: AudioVideo[LatentState],
+        contexts: Mapping[Pass, AudioVideo[Tensor]], guidance_scale: float,
     ) -> AudioVideo[Tensor]:  # fmt: skip
         estimates = {}
         for kind, context in contexts.items():
