@@ -13,6 +13,7 @@ from braid.training.autoencoders import files
 from braid.training.autoencoders.configs import braid_tiny
 from braid.training.autoencoders.recipe import Recipe
 from braid.training.autoencoders.run import Run, show, time_budgets
+from braid.training.run_options import run_parser
 
 
 def main() -> None:
@@ -36,19 +37,14 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="train the autoencoders of braid-tiny")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the files")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
+    parser = run_parser("train the autoencoders of braid-tiny", minutes=9.0)
     parser.add_argument("--reserve-s", type=float, default=35.0, help="seconds of it for the evaluation")
     parser.add_argument("--resume", type=Path, help="a folder of an earlier run")
     parser.add_argument("--restart", nargs="+", choices=files.NETWORKS, default=(), help="begin these anew")
     parser.add_argument("--networks", nargs="+", choices=files.NETWORKS, default=files.NETWORKS, help="train these")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--time-factor", type=int, choices=(4, 8), default=8, help="frames of a latent frame")
     parser.add_argument("--clips-scale", type=float, default=1.0, help="size of the pools of clips; 1 takes 8 GB")
     parser.add_argument("--num-scenes", type=int, default=24, help="of the evaluation")
-    parser.add_argument("--seed", type=int, default=0)
     return parser
 
 

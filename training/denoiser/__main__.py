@@ -18,12 +18,12 @@ from braid.training.autoencoders.evaluation import open_autoencoders
 from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import TimeBudget
 from braid.training.denoiser import samples
-from braid.training.denoiser.compact_language_model import CompactLanguageModel
 from braid.training.denoiser.compilation import compiled_if_possible
 from braid.training.denoiser.configs import Shape, transformer_section
-from braid.training.denoiser.latent_pools import LatentEncoder
+from braid.training.denoiser.material import add_sources, prepare
 from braid.training.denoiser.shards import read_shards
-from braid.training.denoiser.training_run import Recipe, TrainingRun, make_pools
+from braid.training.denoiser.training_run import Recipe, TrainingRun
+from braid.training.run_options import run_parser
 
 
 def main() -> None:
@@ -36,17 +36,15 @@ def main() -> None:
     log = Log(options.out / "log.jsonl")
     recipe = _recipe(options)
     saved = None if options.resume is None else read_shards(options.resume)
-    language_model = CompactLanguageModel(options.captions, options.device)
-    encoder = LatentEncoder(options.autoencoders, options.device)
     seed = recipe.seed + (0 if saved is None else saved.num_steps)
-    pools = make_pools(recipe, encoder, language_model, log, seed)
+    material = prepare(options, recipe.pools, log, seed=seed)
     compiler = None if options.eager else partial(compiled_if_possible, log=log)
-    run = TrainingRun(recipe, language_model, pools, options.device, log, saved=saved, compiler=compiler)
+    run = TrainingRun(recipe, material, options.device, log, saved=saved, compiler=compiler)
     seconds = options.minutes * 60 - (time.monotonic() - start) - options.reserve_s
     run.train(TimeBudget(seconds), options.out)
     weights = {name: value.to(recipe.dtype) for name, value in run.weights.averages.items()}
     autoencoders = open_autoencoders(options.autoencoders, options.device)
-    sampler = samples.Sampler(run.shape, weights, language_model, autoencoders, options.device)
+    sampler = samples.Sampler(run.shape, weights, material.language_model, autoencoders, options.device)
     show(sampler, options.out, log, num_prompts=options.num_prompts)
 
 
@@ -70,7 +68,7 @@ def show(
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    recipe = Recipe(seed=options.seed, learning_rate=options.learning_rate, pool_seconds=options.pool_seconds)
+    recipe = Recipe(seed=options.seed, learning_rate=options.learning_rate)
     if options.tiny:
         return _tiny(recipe)
     return recipe
@@ -88,21 +86,14 @@ def _tiny(recipe: Recipe) -> Recipe:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="train the transformer of braid-tiny")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the files")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
-    parser.add_argument("--autoencoders", type=Path, required=True, help="a folder of trained autoencoders")
-    parser.add_argument("--captions", type=Path, required=True, help="a file of `compact_language_model`")
+    parser = run_parser("train the transformer of braid-tiny", minutes=9.0)
+    add_sources(parser, pool_seconds=80.0)
     parser.add_argument("--resume", type=Path, help="a folder of an earlier run")
     parser.add_argument("--reserve-s", type=float, default=60.0, help="seconds of it for samples")
-    parser.add_argument("--pool-seconds", type=float, default=80.0, help="at most, for drawing and encoding clips")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--num-prompts", type=int, default=64, help="of the samples")
     parser.add_argument("--eager", action="store_true", help="do not compile blocks")
     parser.add_argument("--tiny", action="store_true", help="a tiny network, to see that everything runs")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=torch.device, default=torch.device(default))
-    parser.add_argument("--seed", type=int, default=0)
     return parser
 
 

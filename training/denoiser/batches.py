@@ -106,15 +106,15 @@ class BatchMaker:
     Args:
         pools: by size and number of frames.
         generator: on the device of the pools.
-        levels: what draws noise levels; None is that of plain training.
+        levels: draws noise levels.
     """
 
     def __init__(
         self, kinds: tuple[BatchKind, ...], pools: Mapping[tuple[int, int], Pool], generator: Generator,
-        *, levels: Levels | None = None,
+        *, levels: Levels = training_levels,
     ) -> None:  # fmt: skip
         self._kinds, self._pools, self._generator = kinds, pools, generator
-        self._levels = levels or training_levels
+        self._levels = levels
         self._choices = Generator().manual_seed(generator.initial_seed())
         self._rng = random.Random(generator.initial_seed())
 

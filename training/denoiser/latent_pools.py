@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.statistics import read_statistics
 from braid.training.autoencoders.audio import AudioAutoencoder, mel_frames, mel_front_end
 from braid.training.autoencoders.drawing import draw
+from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import mixed_precision
 from braid.training.autoencoders.video import VideoAutoencoder
 from braid.training.denoiser.compact_language_model import WordTable
@@ -138,6 +139,33 @@ def make_pool(
     return _joined(chunks)
 
 
+def make_pools(
+    plans: Sequence[PoolPlan], encoder: LatentEncoder, words: WordTable, log: Log, *, seconds: float, seed: int,
+    style: str | None = None,
+) -> dict[tuple[int, int], Pool]:  # fmt: skip
+    """All pools of a run by size and number of frames, each made for its share of the time.
+
+    Args:
+        seconds: at most, for all.
+        style: of all clips.
+    """
+    rng = random.Random(seed)
+    total = sum(_pixels(plan) for plan in plans)
+    pools = {}
+    for plan in plans:
+        start = time.monotonic()
+        pool = make_pool(plan, encoder, words, rng, seconds=seconds * _pixels(plan) / total, style=style)
+        pools[plan.size, plan.num_frames] = pool
+        took = round(time.monotonic() - start, 1)
+        log.write(stage="pool", size=plan.size, frames=plan.num_frames, clips=len(pool), seconds=took)
+    return pools
+
+
+def _pixels(plan: PoolPlan) -> float:
+    """What a pool costs, roughly: a scene has a price whatever its size."""
+    return plan.num_clips * (plan.num_frames * plan.size**2 + 100_000)
+
+
 def _encode(
     scenes: Sequence[Scene], plan: PoolPlan, encoder: LatentEncoder, words: WordTable, rng: random.Random
 ) -> Pool:
@@ -179,8 +207,3 @@ def _centred(kind: str, num_frames: int) -> Tensor:
     body = Body("circle", "red", "medium", "still", 0.5, 0.5, 0.0, 0.0, 1.0)
     scene = Scene((body,), Background("plain", ("grey",)), 0.0, kind)
     return render_sound([scene], num_frames, FRAME_RATE)[0, 0]
-
-
-def total_clips(pools: Iterable[Pool]) -> int:
-    """Of all of them."""
-    return sum(len(pool) for pool in pools)

@@ -1,9 +1,8 @@
-"""A run: pools of latents, steps until the time is over, and the losses in lines of JSON."""
+"""A run: steps until the time is over, and the losses in lines of JSON."""
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
 from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import Budget
 from braid.training.denoiser.batches import Batch, BatchKind, BatchMaker
-from braid.training.denoiser.compact_language_model import CompactLanguageModel
 from braid.training.denoiser.configs import Shape
 from braid.training.denoiser.connectors import Connectors, Text
 from braid.training.denoiser.initial_weights import initial_weights
-from braid.training.denoiser.latent_pools import LatentEncoder, Pool, PoolPlan, make_pool
+from braid.training.denoiser.latent_pools import PoolPlan
+from braid.training.denoiser.material import Material
 from braid.training.denoiser.network import BlockFunction, TrainingNetwork
 from braid.training.denoiser.optimisation import Weights
 from braid.training.denoiser.shards import Saved, write_shards
@@ -55,11 +54,8 @@ class Recipe:
     shape: Shape = field(default_factory=Shape)
     pools: tuple[PoolPlan, ...] = POOLS
     kinds: tuple[BatchKind, ...] = KINDS
-    pool_seconds: float = 80.0
-    """At most, for all pools."""
     learning_rate: float = 1e-3
     dtype: torch.dtype = torch.bfloat16
-    style: str | None = None
     seed: int = 0
 
 
@@ -94,27 +90,24 @@ class TrainingRun:
     """Trains the transformer and its connectors.
 
     Args:
-        language_model: gives the hidden states of captions; nothing of it is trained.
-        pools: by size and number of frames.
         saved: what an earlier run left; else training begins anew.
         compiler: of the block's function, for common kinds of batches.
     """
 
     def __init__(
-        self, recipe: Recipe, language_model: CompactLanguageModel, pools: dict[tuple[int, int], Pool],
-        device: torch.device, log: Log, *, saved: Saved | None = None,
+        self, recipe: Recipe, material: Material, device: torch.device, log: Log, *, saved: Saved | None = None,
         compiler: Callable[[BlockFunction], BlockFunction] | None = None,
     ) -> None:  # fmt: skip
         self.recipe = recipe
         self.shape = recipe.shape if saved is None else saved.shape
         self._steps_before = 0 if saved is None else saved.num_steps
-        self.log, self._device, self._language_model = log, device, language_model
+        self.log, self._device, self._language_model = log, device, material.language_model
         generator = Generator().manual_seed(recipe.seed)
         first = initial_weights(self.shape, generator) if saved is None else saved.weights
         self.weights = Weights(first, device, learning_rate=recipe.learning_rate, dtype=recipe.dtype)
         # another seed than before, or a resumed run would see the same noise again
         seed = recipe.seed * 1_000_003 + self._steps_before
-        self.batches = BatchMaker(recipe.kinds, pools, Generator(device).manual_seed(seed))
+        self.batches = BatchMaker(recipe.kinds, material.pools, Generator(device).manual_seed(seed))
         config = TransformerConfig.from_metadata(self.shape.section)
         self._network = TrainingNetwork(config)
         self._fast_network = self._network if compiler is None else TrainingNetwork(config, compiler=compiler)
@@ -173,26 +166,3 @@ class TrainingRun:
             stage="train", step=self.num_steps, progress=round(progress, 3), norm=round(float(norm), 3),
             steps_a_second=rate, peak_mib=memory, **self._losses.take(),
         )  # fmt: skip
-
-
-def make_pools(
-    recipe: Recipe, encoder: LatentEncoder, language_model: CompactLanguageModel, log: Log, seed: int
-) -> dict[tuple[int, int], Pool]:
-    """All pools of a recipe, each for its share of the time."""
-    rng = random.Random(seed)
-    total = sum(_pixels(plan) for plan in recipe.pools)
-    pools = {}
-    for plan in recipe.pools:
-        start = time.monotonic()
-        seconds = recipe.pool_seconds * _pixels(plan) / total
-        pool = make_pool(plan, encoder, language_model.words, rng, seconds=seconds, style=recipe.style)
-        pools[plan.size, plan.num_frames] = pool
-        took = round(time.monotonic() - start, 1)
-        log.write(stage="pool", size=plan.size, frames=plan.num_frames, clips=len(pool), seconds=took)
-    return pools
-
-
-def _pixels(plan: PoolPlan) -> float:
-    """What a pool costs, roughly: a scene has a price whatever its size."""
-    return plan.num_clips * (plan.num_frames * plan.size**2 + 100_000)
-

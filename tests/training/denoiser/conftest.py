@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from braid.training.autoencoders.run import Run
 from braid.training.denoiser.compact_language_model import CompactLanguageModel, words_of, write_compact
 from braid.training.denoiser.configs import Shape, TextLayers, transformer_section
 from braid.training.denoiser.latent_pools import LatentEncoder, Pool, PoolPlan, make_pool
+from braid.training.denoiser.material import Material
 from braid.training.world.captions import caption
 from braid.training.world.scene import sample_scene
+from braid.training.world.vocabulary import STYLES
 
 CPU = torch.device("cpu")
 TEXT = TextLayers(hidden_size=16, num_layers=3, layers=(0, 1, 2), max_length=128)
@@ -50,13 +53,20 @@ def _shape(name: str) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="session")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> CompactLanguageModel:
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The language model's file."""
     rng = random.Random(5)
-    captions = [caption(sample_scene(rng, held_out=number % 2 == 0), rng) for number in range(3000)]
-    words = sorted({word for text in captions for word in words_of(text)})
+    scenes = [sample_scene(rng, held_out=number % 2 == 0) for number in range(3000)]
+    scenes += [sample_scene(rng, style=style) for style in STYLES for _ in range(100)]
+    words = sorted({word for scene in scenes for word in words_of(caption(scene, rng))})
     path = tmp_path_factory.mktemp("language") / "captions.safetensors"
     write_compact(path, CONFIG, Stored(), {word: [7 + index] for index, word in enumerate(words)}, TEXT)
-    return CompactLanguageModel(path, CPU, dtype=torch.float32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def language_model(captions: Path) -> CompactLanguageModel:
+    return CompactLanguageModel(captions, CPU, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +77,11 @@ def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pools(autoencoders: Path, language_model: CompactLanguageModel) -> dict[tuple[int, int], Pool]:
-    encoder, rng = LatentEncoder(autoencoders, CPU), random.Random(1)
-    return {
-        (plan.size, plan.num_frames): make_pool(plan, encoder, language_model.words, rng)
-        for plan in (PoolPlan(16, 17, 3),)
-    }
+def material(autoencoders: Path, language_model: CompactLanguageModel) -> Material:
+    pool = make_pool(PoolPlan(16, 17, 3), LatentEncoder(autoencoders, CPU), language_model.words, random.Random(1))
+    return Material(language_model, {(16, 17): pool})
+
+
+@pytest.fixture(scope="session")
+def pools(material: Material) -> Mapping[tuple[int, int], Pool]:
+    return material.pools

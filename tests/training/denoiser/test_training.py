@@ -30,8 +30,8 @@ RECIPE = Recipe(shape=SHAPE, kinds=(KIND,), dtype=torch.float32, learning_rate=0
 
 
 @pytest.fixture
-def run(pools, language_model, tmp_path):
-    return TrainingRun(RECIPE, language_model, pools, CPU, Log(tmp_path / "log.jsonl"))
+def run(material, tmp_path):
+    return TrainingRun(RECIPE, material, CPU, Log(tmp_path / "log.jsonl"))
 
 
 @pytest.mark.parametrize("form", ["mixed", "last_frame", "silent", "picture", "sound"])
@@ -44,17 +44,17 @@ def test_steps_lower_the_loss_of_every_form_of_batch(run, form):
     assert float(run.loss(batch).detach()) < before - 0.005
 
 
-def test_a_later_run_goes_on_from_the_averages_that_were_saved(run, pools, language_model, tmp_path):
+def test_a_later_run_goes_on_from_the_averages_that_were_saved(run, material, tmp_path):
     run.train(StepBudget(3), tmp_path)
     saved = read_shards(tmp_path)
     assert saved.num_steps == 3 and saved.shape == run.shape
-    later = TrainingRun(RECIPE, language_model, pools, CPU, run.log, saved=saved)
+    later = TrainingRun(RECIPE, material, CPU, run.log, saved=saved)
     assert later.num_steps == 3
     assert later.weights.working.keys() == run.weights.averages.keys()
     for name, value in later.weights.working.items():
         assert torch.equal(value.detach(), run.weights.averages[name].bfloat16().float()), name
     batch = later.batches.draw(KIND)
-    again = TrainingRun(RECIPE, language_model, pools, CPU, run.log, saved=saved)
+    again = TrainingRun(RECIPE, material, CPU, run.log, saved=saved)
     assert torch.equal(later.loss(batch), again.loss(again.batches.draw(KIND)))
     later.train(StepBudget(2), tmp_path)
     assert read_shards(tmp_path).num_steps == 5
