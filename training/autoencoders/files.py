@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from braid.diffusion.models.ltx2.statistics import MEAN, STD, LatentStatistics
-from braid.diffusion.models.ltx2.vocoder import KEY_NAMES
+from braid.diffusion.models.ltx2.vocoder_module import KEY_NAMES
 from braid.training.autoencoders.configs import Sections
 from braid.training.autoencoders.trainee import Trainee
 

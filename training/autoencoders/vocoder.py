@@ -15,12 +15,9 @@ from torch.nn import functional
 
 from braid.diffusion.models.ltx2.audio_mel import mel_filters
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.vocoder import (
-    Spectrum,
-    make_generator,
-    make_resampler,
-    read_generator_config,
-)
+from braid.diffusion.models.ltx2.vocoder import Spectrum
+from braid.diffusion.models.ltx2.vocoder_config import read_generator_config
+from braid.diffusion.models.ltx2.vocoder_module import make_generator, make_resampler
 from braid.training.autoencoders.configs import ConfigSection
 from braid.training.autoencoders.trainee import Trainee
 

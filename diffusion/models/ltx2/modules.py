@@ -69,8 +69,8 @@ def build_module(what: str, make: Callable[[], M], weights: Mapping[str, Tensor]
     """
     with torch.device("meta"):
         module = make()
-    expected = {names.official(key): tensor.shape for key, tensor in module.state_dict().items()}
-    _check_tensors(what, expected, weights)
+    expected = {names.official(key): tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    check_tensors(what, expected, weights)
     module.load_state_dict({names.of_module(key): tensor for key, tensor in weights.items()}, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -84,11 +84,16 @@ def without_memory(make: Callable[[], M], dtype: torch.dtype) -> M:
     return module.requires_grad_(False)
 
 
-def _check_tensors(what: str, expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> None:
-    problems = [f"missing {key} {tuple(expected[key])}" for key in sorted(expected.keys() - weights.keys())]
+def check_tensors(what: str, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> None:
+    """Compare tensors with what a network has.
+
+    Raises:
+        ModelFileError: some are missing, unexpected or of another shape; the message names all of them.
+    """
+    problems = [f"missing {key} {expected[key]}" for key in sorted(expected.keys() - weights.keys())]
     problems += [f"unexpected {key} {tuple(weights[key].shape)}" for key in sorted(weights.keys() - expected.keys())]
     problems += [
-        f"{key} is {tuple(weights[key].shape)} and must be {tuple(shape)}"
+        f"{key} is {tuple(weights[key].shape)} and must be {shape}"
         for key, shape in sorted(expected.items())
         if key in weights and weights[key].shape != shape
     ]

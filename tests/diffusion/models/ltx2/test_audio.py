@@ -1,4 +1,4 @@
-"""Sound: its autoencoder, the mel front end and the vocoders."""
+"""Sound: its autoencoder, the mel front end and the """
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from braid.diffusion.models.ltx2 import vocoder as vocoders
 from braid.diffusion.models.ltx2.audio_geometry import AudioGeometry, read_audio_geometry
 from braid.diffusion.models.ltx2.audio_mel import MelFrontEnd, mel_filters, read_mel_front_end, resample
 from braid.diffusion.models.ltx2.audio_vae import AudioDecoder, AudioEncoder, read_network_options
 from braid.diffusion.models.ltx2.modules import finish
 from braid.diffusion.models.ltx2.vocoder import Vocoder
+from braid.diffusion.models.ltx2.vocoder_config import read_generator_config
+from braid.diffusion.models.ltx2.vocoder_module import KEY_NAMES, make_generator
 from braid.errors import InvalidRequest, ModelFileError, UnsupportedModel
 from braid.tests.diffusion.models.ltx2.toy_autoencoders import GENERATOR, random_weights, section, statistics
 
@@ -129,10 +130,10 @@ EXTENDED = {"vocoder": GENERATOR, "bwe": {**BWE, "num_mels": 4}}
 
 def generator_weights(config: dict[str, Any], prefix: str, seed: int, gain: float = 1.0) -> dict[str, Tensor]:
     ends = {"conv_pre.weight": torch.zeros(8, 8, 7), "conv_post.weight": torch.zeros(2, 2, 7)}
-    read = vocoders.read_generator_config(section("vocoder", config), ends)
-    weights = random_weights(vocoders.make_generator(read), seed=seed)
+    read = read_generator_config(section("vocoder", config), ends)
+    weights = random_weights(make_generator(read), seed=seed)
     weights["conv_out.weight"] *= gain
-    return {prefix + vocoders.KEY_NAMES.official(key): tensor for key, tensor in weights.items()}
+    return {prefix + KEY_NAMES.official(key): tensor for key, tensor in weights.items()}
 
 
 def extended_weights(gain: float = 1.0) -> dict[str, Tensor]:
