@@ -1,4 +1,4 @@
-"""The databases that jobs are tested on: SQLite always, PostgreSQL where its programs are installed."""
+"""The databases that jobs are tested on (SQLite always, PostgreSQL where its programs are installed), and one seat."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, create_engine
+
+from braid.diffusion.jobs.storage import JobStorage
+from braid.diffusion.jobs.store import JobStore
+from braid.diffusion.jobs.worker import JobWorker
+from braid.tests.diffusion.jobs.job_rig import Clock, opened
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 _numbers = itertools.count()
@@ -69,6 +74,27 @@ def url(request: pytest.FixtureRequest) -> URL | None:
         return None
     made: URL = request.getfixturevalue("new_postgresql_database")()
     return made
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def storage(tmp_path: Path, url: URL | None, clock: Clock) -> Iterator[JobStorage]:
+    with opened(tmp_path, url=url, clock=clock) as storage:
+        yield storage
+
+
+@pytest.fixture
+def store(storage: JobStorage) -> JobStore:
+    return JobStore(storage)
+
+
+@pytest.fixture
+def worker(storage: JobStorage) -> JobWorker:
+    return JobWorker(storage)
 
 
 def _unprivileged_user() -> str | None:

@@ -20,7 +20,7 @@ from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
 from braid.tests.diffusion.jobs import doomed_worker
 from braid.tests.diffusion.jobs.doomed_worker import LIMITS, film_of
-from braid.tests.diffusion.jobs.job_rig import files_in, named_by
+from braid.tests.diffusion.jobs.job_rig import at_once, files_in, named_by
 
 NUM_KILLS = 40 if os.environ.get("BRAID_SOAK") else 6
 LONGEST_LIFE_S = 0.4
@@ -110,14 +110,8 @@ def test_two_servers_that_are_killed_in_turn_publish_each_job_once(tmp_path: Pat
         for life_s in lives_s:
             said[seat] += lines_of_one_life(tmp_path, seat, url, life_s)
 
-    threads = [
-        threading.Thread(target=live, args=(seat, [rng.uniform(0.0, LONGEST_LIFE_S) for _ in range(NUM_KILLS // 2)]))
-        for seat in said
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    lives = {seat: [rng.uniform(0.0, LONGEST_LIFE_S) for _ in range(NUM_KILLS // 2)] for seat in said}
+    at_once([lambda seat=seat: live(seat, lives[seat]) for seat in said])
     jobs = reopened(tmp_path, url, list(said))
     finished = Counter(line[1] for lines in said.values() for line in lines if line[0] == "finished")
     assert finished

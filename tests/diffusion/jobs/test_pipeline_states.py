@@ -11,7 +11,7 @@ from braid.diffusion.jobs.worker import JobWorker
 from braid.diffusion.noise import SeededNoise
 from braid.diffusion.operations import PromptEmbeds
 from braid.diffusion.state import STATE_VERSION, PipelineState
-from braid.tests.diffusion.jobs.job_rig import VIDEO, opened
+from braid.tests.diffusion.jobs.job_rig import VIDEO, claimed, opened
 
 
 def state_of(stage: str) -> PipelineState:
@@ -24,19 +24,16 @@ def test_a_pipeline_goes_on_from_its_state_or_from_the_one_before(tmp_path: Path
     with opened(tmp_path) as storage:
         store, worker = JobStore(storage), JobWorker(storage)
         job = store.create(VIDEO).job
-        lease = worker.claim(["video"])
-        assert lease is not None
+        lease = claimed(worker)
         worker.checkpoint(lease, first, state_version=STATE_VERSION)
         worker.checkpoint(lease, second, state_version=STATE_VERSION)
         worker.release(lease)
-        lease = worker.claim(["video"])
-        assert lease is not None
+        lease = claimed(worker)
         state = worker.resume(lease, PipelineState.from_bytes, state_version=STATE_VERSION)
         assert state is not None and (state.stage, state.prompt) == ("stage_2", "a red circle")
         worker.checkpoint(lease, second[:-1], state_version=STATE_VERSION)  # whole on disk, and no state
         worker.release(lease)
-        lease = worker.claim(["video"])
-        assert lease is not None
+        lease = claimed(worker)
         state = worker.resume(lease, PipelineState.from_bytes, state_version=STATE_VERSION)
         assert state is not None and (state.stage, state.prompt) == ("stage_2", "a red circle")
         note = store.get(job.id).notes[-1].text

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,39 +26,26 @@ from braid.diffusion.jobs.failures import (
     StoreUnavailable,
     WrongDatabase,
 )
-from braid.diffusion.jobs.records import JobStatus, NewJob
+from braid.diffusion.jobs.records import JobStatus
 from braid.diffusion.jobs.retention import remove_expired, remove_strays
 from braid.diffusion.jobs.schema import SCHEMA_VERSION
 from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
 from braid.errors import InvalidRequest, NotFound
-from braid.tests.diffusion.jobs.job_rig import LIMITS, VIDEO, Clock, files_in, finish, named_by, opened
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def storage(tmp_path: Path, url: URL | None, clock: Clock) -> Iterator[JobStorage]:
-    with opened(tmp_path, url=url, clock=clock) as storage:
-        yield storage
-
-
-@pytest.fixture
-def store(storage: JobStorage) -> JobStore:
-    return JobStore(storage)
-
-
-@pytest.fixture
-def worker(storage: JobStorage) -> JobWorker:
-    return JobWorker(storage)
-
-
-def new(**changes: object) -> NewJob:
-    return msgspec.structs.replace(VIDEO, **changes)
+from braid.tests.diffusion.jobs.job_rig import (
+    LIMITS,
+    VIDEO,
+    Clock,
+    at_once,
+    claimed,
+    files_in,
+    fill_the_disk,
+    finish,
+    named_by,
+    new,
+    opened,
+)
 
 
 def test_a_job_comes_back_as_it_was_asked_for(store: JobStore, tmp_path: Path) -> None:
@@ -154,16 +141,8 @@ def test_a_key_whose_job_was_deleted_makes_no_other(store: JobStore) -> None:
 
 def test_one_key_sent_many_times_at_once_makes_one_job(tmp_path: Path, url: URL | None) -> None:
     with opened(tmp_path, "a", url=url) as left, opened(tmp_path, "b", url=url) as right:
-        created = []
-        threads = [
-            threading.Thread(target=lambda s=s: created.append(JobStore(s).create(new(idempotency_key="k"))))
-            for s in (left, right) * 6
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(created) == 12
+        stores = [JobStore(left), JobStore(right)] * 6
+        created = at_once([lambda store=store: store.create(new(idempotency_key="k")) for store in stores])
         assert len({job.id for job, _ in created}) == 1
         assert sum(is_new for _, is_new in created) == 1
 
@@ -188,8 +167,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_for_ever(store: JobStore, worker
 
 def test_what_has_ended_cannot_be_cancelled(store: JobStore, worker: JobWorker) -> None:
     job = store.create(VIDEO).job
-    lease = worker.claim(["video"])
-    assert lease is not None
+    lease = claimed(worker)
     finish(worker, lease)
     with pytest.raises(JobIsFinal, match="is completed"):
         store.cancel(job.id)
@@ -208,8 +186,8 @@ def test_position_counts_those_that_go_first(store: JobStore, worker: JobWorker)
     first, second = (store.create(VIDEO).job.id for _ in range(2))
     urgent = store.create(new(priority=1)).job.id
     assert [store.num_ahead(name) for name in (urgent, first, second)] == [0, 1, 2]
-    lease = worker.claim(["video"])
-    assert lease is not None and lease.job_id == urgent
+    lease = claimed(worker)
+    assert lease.job_id == urgent
     assert store.num_ahead(second) == 1
 
 
@@ -221,8 +199,7 @@ def test_a_full_quota_refuses_with_numbers_until_something_goes(tmp_path: Path, 
         with pytest.raises(QuotaFull, match=r"use 600 bytes and this one may need 500, .* quota of 1,000") as caught:
             store.create(new(expected_bytes=500))
         assert caught.value.status == 507
-        lease = worker.claim(["video"])
-        assert lease is not None
+        lease = claimed(worker)
         finish(worker, lease, b"x" * 700)
         with pytest.raises(QuotaFull, match="use 700 bytes"):
             store.create(new(expected_bytes=500))
@@ -240,8 +217,7 @@ def test_expired_jobs_and_keys_go_and_others_stay(
     store: JobStore, worker: JobWorker, storage: JobStorage, clock: Clock, tmp_path: Path
 ) -> None:
     done = store.create(new(idempotency_key="k")).job
-    lease = worker.claim(["video"])
-    assert lease is not None
+    lease = claimed(worker)
     finish(worker, lease)
     waiting = store.create(VIDEO).job
     clock.now += LIMITS.retention_s - 1
@@ -318,23 +294,6 @@ def test_a_full_disk_is_a_clear_error_and_the_store_goes_on(tmp_path: Path, monk
         assert store.create(new(inputs={"a.png": b"123456"})).is_new
 
 
-def fill_the_disk(patch: pytest.MonkeyPatch, *, after: int = 3) -> None:
-    """`os.write` writes so many bytes more."""
-    import errno
-    import os
-
-    write, left = os.write, [after]
-
-    def full(descriptor: int, data: bytes) -> int:
-        if not left[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        num = write(descriptor, bytes(data)[: left[0]])
-        left[0] -= num
-        return num
-
-    patch.setattr(os, "write", full)
-
-
 def test_a_database_without_room_is_a_clear_error_and_the_store_goes_on(tmp_path: Path) -> None:
     with opened(tmp_path) as storage:
         store = JobStore(storage)
@@ -365,15 +324,7 @@ def test_the_store_is_refused_on_an_event_loop_and_handed_over(storage: JobStora
 
 
 def test_all_transactions_run_on_one_thread(storage: JobStorage, store: JobStore) -> None:
-    names = set()
-    threads = [
-        threading.Thread(target=lambda: storage.database.write(lambda _: names.add(threading.current_thread().name)))
-        for _ in range(5)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    names = set(at_once([lambda: storage.database.write(lambda _: threading.current_thread().name)] * 5))
     assert len(names) == 1
     assert threading.current_thread().name not in names
 
@@ -384,18 +335,11 @@ def test_a_clock_that_nobody_gave_is_right(tmp_path: Path, url: URL | None) -> N
 
 
 def test_two_that_open_an_empty_database_at_once_both_succeed(tmp_path: Path, url: URL | None) -> None:
-    opened_storages: list[JobStorage] = []
-    threads = [
-        threading.Thread(target=lambda n=n: opened_storages.append(opened(tmp_path, f"seat{n}", url=url)))
-        for n in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for storage in opened_storages:
+    storages = at_once([lambda seat=seat: opened(tmp_path, seat, url=url) for seat in "abcd"])
+    ids = [JobStore(storage).create(VIDEO).job.id for storage in storages]
+    assert {job.id for job in JobStore(storages[0]).page().jobs} == set(ids)
+    for storage in storages:
         storage.close()
-    assert len(opened_storages) == 4
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://x/y"])
@@ -474,22 +418,17 @@ def test_a_new_database_beside_an_empty_directory_is_taken(tmp_path: Path) -> No
 def test_workers_that_claim_at_once_get_different_jobs(tmp_path: Path, url: URL | None) -> None:
     storages = [opened(tmp_path, f"seat{number}", url=url) for number in range(4)]
     ids = {JobStore(storages[0]).create(VIDEO).job.id for _ in range(20)}
-    claimed: list[str] = []
 
-    def claim_all(storage: JobStorage) -> None:
+    def claim_all(storage: JobStorage) -> list[str]:
         worker = JobWorker(storage)
-        while (lease := worker.claim(["video"])) is not None:
-            claimed.append(lease.job_id)
+        return [lease.job_id for lease in iter(lambda: worker.claim(["video"]), None)]
 
-    threads = [threading.Thread(target=claim_all, args=(storage,)) for storage in storages]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    shares = at_once([lambda storage=storage: claim_all(storage) for storage in storages])
     for storage in storages:
         storage.close()
-    assert len(claimed) == 20
-    assert set(claimed) == ids
+    taken = [job_id for share in shares for job_id in share]
+    assert len(taken) == 20
+    assert set(taken) == ids
 
 
 @pytest.mark.parametrize(

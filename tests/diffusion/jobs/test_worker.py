@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,41 +21,24 @@ from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
 from braid.errors import BraidError, NotFound
-from braid.tests.diffusion.jobs.job_rig import LIMITS, STATE_VERSION, VIDEO, Clock, files_in, finish, named_by, opened
-from braid.tests.diffusion.jobs.test_store import fill_the_disk
+from braid.tests.diffusion.jobs.job_rig import (
+    LIMITS,
+    STATE_VERSION,
+    VIDEO,
+    Clock,
+    claimed,
+    files_in,
+    fill_the_disk,
+    finish,
+    named_by,
+    opened,
+)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def storage(tmp_path: Path, url: URL | None, clock: Clock) -> Iterator[JobStorage]:
-    with opened(tmp_path, "left", url=url, clock=clock) as storage:
-        yield storage
-
-
-@pytest.fixture
-def store(storage: JobStorage) -> JobStore:
-    return JobStore(storage)
-
-
-@pytest.fixture
-def left(storage: JobStorage) -> JobWorker:
-    return JobWorker(storage)
-
-
-@pytest.fixture
-def right(tmp_path: Path, storage: JobStorage, url: URL | None, clock: Clock) -> Iterator[JobWorker]:
-    with opened(tmp_path, "right", url=url, clock=clock) as other:
+def rival(tmp_path: Path, storage: JobStorage, url: URL | None, clock: Clock) -> Iterator[JobWorker]:
+    with opened(tmp_path, "rival", url=url, clock=clock) as other:
         yield JobWorker(other)
-
-
-def claimed(worker: JobWorker) -> Lease:
-    lease = worker.claim(["video"])
-    assert lease is not None
-    return lease
 
 
 def save(worker: JobWorker, lease: Lease, data: bytes) -> None:
@@ -64,17 +49,17 @@ def resume(worker: JobWorker, lease: Lease) -> bytes | None:
     return worker.resume(lease, bytes, state_version=STATE_VERSION)
 
 
-def test_a_job_goes_from_queue_to_file(store: JobStore, left: JobWorker, tmp_path: Path) -> None:
+def test_a_job_goes_from_queue_to_file(store: JobStore, worker: JobWorker, tmp_path: Path) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
+    lease = claimed(worker)
     assert (lease.job_id, lease.token) == (job.id, 1)
-    assert left.claim(["video"]) is None
-    left.begin(lease, {"seed": 5, "x264_threads": 2})
-    left.heartbeat(lease, progress=40, stage="stage_1")
+    assert worker.claim(["video"]) is None
+    worker.begin(lease, {"seed": 5, "x264_threads": 2})
+    worker.heartbeat(lease, progress=40, stage="stage_1")
     now = store.get(job.id)
     assert (now.status, now.progress, now.stage, now.facts["seed"]) == ("in_progress", 40, "stage_1", 5)
-    save(left, lease, b"state")
-    done = finish(left, lease, b"a film")
+    save(worker, lease, b"state")
+    done = finish(worker, lease, b"a film")
     assert done == store.get(job.id)
     assert (done.status, done.progress, done.checkpoints, done.lease_owner) == ("completed", 100, [], None)
     assert store.path(done, "video").read_bytes() == b"a film"
@@ -84,28 +69,28 @@ def test_a_job_goes_from_queue_to_file(store: JobStore, left: JobWorker, tmp_pat
         store.path(done, "thumbnail")
 
 
-def test_only_asked_for_kinds_are_claimed(store: JobStore, left: JobWorker) -> None:
+def test_only_asked_for_kinds_are_claimed(store: JobStore, worker: JobWorker) -> None:
     store.create(VIDEO)
-    assert left.claim(["image"]) is None
-    assert left.claim([]) is None
+    assert worker.claim(["image"]) is None
+    assert worker.claim([]) is None
 
 
 def test_a_silent_worker_loses_its_job_and_can_publish_nothing(
-    store: JobStore, left: JobWorker, right: JobWorker, clock: Clock, tmp_path: Path
+    store: JobStore, worker: JobWorker, rival: JobWorker, clock: Clock, tmp_path: Path
 ) -> None:
     job = store.create(VIDEO).job
-    stale = claimed(left)
-    save(left, stale, b"one")
+    stale = claimed(worker)
+    save(worker, stale, b"one")
     clock.now += LIMITS.lease_s - 1
-    assert right.claim(["video"]) is None
+    assert rival.claim(["video"]) is None
     clock.now += 1
-    fresh = claimed(right)
+    fresh = claimed(rival)
     assert fresh.token == stale.token + 1
-    assert resume(right, fresh) == b"one"
-    assert_powerless(left, stale)
-    done = finish(right, fresh, b"the right one")
+    assert resume(rival, fresh) == b"one"
+    assert_powerless(worker, stale)
+    done = finish(rival, fresh, b"the right one")
     with pytest.raises((LeaseLost, JobIsFinal)):
-        finish(left, stale, b"the wrong one")
+        finish(worker, stale, b"the wrong one")
     assert store.get(job.id) == done
     assert store.path(done, "video").read_bytes() == b"the right one"
     assert files_in(tmp_path) == named_by(done)
@@ -125,20 +110,20 @@ def assert_powerless(worker: JobWorker, lease: Lease) -> None:
             call()
 
 
-def test_a_worker_that_speaks_keeps_its_job(store: JobStore, left: JobWorker, right: JobWorker, clock: Clock) -> None:
+def test_a_worker_that_speaks_keeps_its_job(store: JobStore, worker: JobWorker, rival: JobWorker, clock: Clock) -> None:
     store.create(VIDEO)
-    lease = claimed(left)
+    lease = claimed(worker)
     for _ in range(3):
         clock.now += LIMITS.lease_s - 1
-        left.heartbeat(lease, progress=1, stage="s")
-        assert right.claim(["video"]) is None
+        worker.heartbeat(lease, progress=1, stage="s")
+        assert rival.claim(["video"]) is None
 
 
-def test_a_late_worker_whose_job_nobody_took_still_publishes(store: JobStore, left: JobWorker, clock: Clock) -> None:
+def test_a_late_worker_whose_job_nobody_took_still_publishes(store: JobStore, worker: JobWorker, clock: Clock) -> None:
     store.create(VIDEO)
-    lease = claimed(left)
+    lease = claimed(worker)
     clock.now += 10 * LIMITS.lease_s
-    assert finish(left, lease).status == "completed"
+    assert finish(worker, lease).status == "completed"
 
 
 def test_few_heartbeats_write_a_row(tmp_path: Path) -> None:
@@ -155,75 +140,75 @@ def test_few_heartbeats_write_a_row(tmp_path: Path) -> None:
         assert not worker.is_checkpoint_due(lease)
 
 
-def test_a_cancelled_job_never_completes(store: JobStore, left: JobWorker, tmp_path: Path) -> None:
+def test_a_cancelled_job_never_completes(store: JobStore, worker: JobWorker, tmp_path: Path) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    save(left, lease, b"one")
+    lease = claimed(worker)
+    save(worker, lease, b"one")
     assert store.cancel(job.id).status == "in_progress"
-    for call in (lambda: left.heartbeat(lease, progress=1, stage="x"), lambda: save(left, lease, b"two")):
+    for call in (lambda: worker.heartbeat(lease, progress=1, stage="x"), lambda: save(worker, lease, b"two")):
         with pytest.raises(JobCancelled):
             call()
     with pytest.raises(JobCancelled):
-        finish(left, lease)
+        finish(worker, lease)
     assert store.get(job.id).status == "cancelled"
     assert files_in(tmp_path) == set()
 
 
-def test_a_failure_of_cancelled_work_is_a_cancellation(store: JobStore, left: JobWorker) -> None:
+def test_a_failure_of_cancelled_work_is_a_cancellation(store: JobStore, worker: JobWorker) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
+    lease = claimed(worker)
     store.cancel(job.id)
-    assert left.fail(lease, JobError("x", "y")).status == "cancelled"
+    assert worker.fail(lease, JobError("x", "y")).status == "cancelled"
     assert store.get(job.id).error is None
 
 
 def test_a_cancelled_job_of_a_dead_worker_is_not_begun_again(
-    store: JobStore, left: JobWorker, right: JobWorker, clock: Clock
+    store: JobStore, worker: JobWorker, rival: JobWorker, clock: Clock
 ) -> None:
     job = store.create(VIDEO).job
-    claimed(left)
+    claimed(worker)
     store.cancel(job.id)
     clock.now += LIMITS.lease_s
-    assert right.claim(["video"]) is None
+    assert rival.claim(["video"]) is None
     assert store.get(job.id).status == "cancelled"
 
 
 def test_a_job_deleted_under_its_worker_goes_away_with_its_end(
-    store: JobStore, left: JobWorker, tmp_path: Path
+    store: JobStore, worker: JobWorker, tmp_path: Path
 ) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    save(left, lease, b"one")
+    lease = claimed(worker)
+    save(worker, lease, b"one")
     store.delete(job.id)
     assert store.page().jobs == []
     with pytest.raises(NotFound):
         store.delete(job.id)
     with pytest.raises(JobCancelled):
-        finish(left, lease)
+        finish(worker, lease)
     assert not (tmp_path / "jobs" / job.id).exists()
 
 
-def test_a_failed_job_says_why_and_stays_so(store: JobStore, left: JobWorker, tmp_path: Path) -> None:
+def test_a_failed_job_says_why_and_stays_so(store: JobStore, worker: JobWorker, tmp_path: Path) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    save(left, lease, b"one")
-    left.fail(lease, JobError("insufficient_memory", "needs 2 bytes", "num_frames"))
+    lease = claimed(worker)
+    save(worker, lease, b"one")
+    worker.fail(lease, JobError("insufficient_memory", "needs 2 bytes", "num_frames"))
     now = store.get(job.id)
     assert (now.status, now.error) == ("failed", JobError("insufficient_memory", "needs 2 bytes", "num_frames"))
     assert files_in(tmp_path) == set()
     with pytest.raises(JobIsFinal):
-        finish(left, lease)
+        finish(worker, lease)
     assert store.get(job.id) == now
     assert files_in(tmp_path) == set()
 
 
-def test_a_released_job_goes_on_elsewhere(store: JobStore, left: JobWorker, right: JobWorker) -> None:
+def test_a_released_job_goes_on_elsewhere(store: JobStore, worker: JobWorker, rival: JobWorker) -> None:
     store.create(VIDEO)
-    lease = claimed(left)
-    save(left, lease, b"one")
-    left.release(lease)
-    assert resume(right, claimed(right)) == b"one"
-    assert_powerless(left, lease)
+    lease = claimed(worker)
+    save(worker, lease, b"one")
+    worker.release(lease)
+    assert resume(rival, claimed(rival)) == b"one"
+    assert_powerless(worker, lease)
 
 
 def test_a_restarted_seat_takes_its_jobs_back_at_once(tmp_path: Path, url: URL | None) -> None:
@@ -256,11 +241,11 @@ def test_an_orphan_can_do_nothing(tmp_path: Path, url: URL | None) -> None:
             assert_powerless(orphan, lease)
 
 
-def test_the_two_newest_checkpoints_are_kept(store: JobStore, left: JobWorker, tmp_path: Path) -> None:
+def test_the_two_newest_checkpoints_are_kept(store: JobStore, worker: JobWorker, tmp_path: Path) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
+    lease = claimed(worker)
     for data in (b"1", b"22", b"333", b"4444"):
-        save(left, lease, data)
+        save(worker, lease, data)
     now = store.get(job.id)
     assert [stored.number for stored in now.checkpoints] == [4, 3]
     assert now.stored_bytes == 7
@@ -280,53 +265,53 @@ def flip(path: Path) -> None:
 )
 @pytest.mark.parametrize("num_damaged", [1, 2])
 def test_a_damaged_checkpoint_is_found_and_said(
-    store: JobStore, left: JobWorker, tmp_path: Path, damage, said: str, num_damaged: int
+    store: JobStore, worker: JobWorker, tmp_path: Path, damage, said: str, num_damaged: int
 ) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    save(left, lease, b"old!")
-    save(left, lease, b"new!")
-    left.release(lease)
+    lease = claimed(worker)
+    save(worker, lease, b"old!")
+    save(worker, lease, b"new!")
+    worker.release(lease)
     for stored in store.get(job.id).checkpoints[:num_damaged]:
         damage(tmp_path / "jobs" / job.id / stored.file)
-    again = claimed(left)
-    assert resume(left, again) == (b"old!" if num_damaged == 1 else None)
+    again = claimed(worker)
+    assert resume(worker, again) == (b"old!" if num_damaged == 1 else None)
     note = store.get(job.id).notes[-1].text
     assert said in note
     assert note.endswith("went on from checkpoint 1" if num_damaged == 1 else "began again from the start")
 
 
 def test_a_checkpoint_of_another_version_or_that_cannot_be_read_is_skipped_and_said(
-    store: JobStore, left: JobWorker
+    store: JobStore, worker: JobWorker
 ) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    left.checkpoint(lease, b"old", state_version=STATE_VERSION - 1)
-    save(left, lease, b"new")
-    left.release(lease)
+    lease = claimed(worker)
+    worker.checkpoint(lease, b"old", state_version=STATE_VERSION - 1)
+    save(worker, lease, b"new")
+    worker.release(lease)
 
     def read(data: bytes) -> bytes:
         raise BraidError(f"{data!r} is no state")
 
-    assert left.resume(claimed(left), read, state_version=STATE_VERSION) is None
+    assert worker.resume(claimed(worker), read, state_version=STATE_VERSION) is None
     note = store.get(job.id).notes[-1].text
     assert "b'new' is no state" in note
     assert f"version {STATE_VERSION - 1}; this program reads {STATE_VERSION}" in note
 
 
-def test_a_first_start_has_nothing_to_say(store: JobStore, left: JobWorker) -> None:
+def test_a_first_start_has_nothing_to_say(store: JobStore, worker: JobWorker) -> None:
     job = store.create(VIDEO).job
-    assert resume(left, claimed(left)) is None
+    assert resume(worker, claimed(worker)) is None
     assert store.get(job.id).notes == []
 
 
-def test_facts_that_changed_are_said_and_the_first_are_kept(store: JobStore, left: JobWorker) -> None:
+def test_facts_that_changed_are_said_and_the_first_are_kept(store: JobStore, worker: JobWorker) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    assert left.begin(lease, {"torch": "2.13", "x264_threads": 2}) == []
-    left.release(lease)
-    lease = claimed(left)
-    assert len(left.begin(lease, {"torch": "2.14", "x264_threads": 2, "av": "18"})) == 1
+    lease = claimed(worker)
+    assert worker.begin(lease, {"torch": "2.13", "x264_threads": 2}) == []
+    worker.release(lease)
+    lease = claimed(worker)
+    assert len(worker.begin(lease, {"torch": "2.14", "x264_threads": 2, "av": "18"})) == 1
     now = store.get(job.id)
     assert now.facts == {"torch": "2.13", "x264_threads": 2, "av": "18"}
     assert now.notes[0].text.startswith("torch was '2.13' when the job began and is '2.14' now")
@@ -344,31 +329,28 @@ def test_a_state_that_is_too_large_is_refused_with_numbers_and_the_job_goes_on(t
 
 
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(
-    store: JobStore, left: JobWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, worker: JobWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = store.create(VIDEO).job
-    lease = claimed(left)
-    save(left, lease, b"one")
+    lease = claimed(worker)
+    save(worker, lease, b"one")
     with monkeypatch.context() as patch:
         fill_the_disk(patch)
         with pytest.raises(DiskFull):
-            save(left, lease, b"two two")
+            save(worker, lease, b"two two")
     now = store.get(job.id)
     assert [stored.number for stored in now.checkpoints] == [1]
     assert files_in(tmp_path) == named_by(now)
-    save(left, lease, b"two two")
-    assert finish(left, lease).status == "completed"
+    save(worker, lease, b"two two")
+    assert finish(worker, lease).status == "completed"
 
 
 def test_a_finish_that_found_the_disk_full_can_be_called_again(
-    store: JobStore, left: JobWorker, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, worker: JobWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-    import os
-
     store.create(VIDEO)
-    lease = claimed(left)
-    video, sound = left.output(lease, "video.mp4"), left.output(lease, "audio.wav")
+    lease = claimed(worker)
+    video, sound = worker.output(lease, "video.mp4"), worker.output(lease, "audio.wav")
     video.write_bytes(b"film")
     sound.write_bytes(b"sound")
     outputs = {"video": (video, "video.mp4"), "audio": (sound, "audio.wav")}
@@ -382,27 +364,27 @@ def test_a_finish_that_found_the_disk_full_can_be_called_again(
 
         patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFull):
-            left.finish(lease, outputs)
-    done: JobRecord = left.finish(lease, outputs)
+            worker.finish(lease, outputs)
+    done: JobRecord = worker.finish(lease, outputs)
     assert [store.path(done, name).read_bytes() for name in ("video", "audio")] == [b"film", b"sound"]
 
 
 def test_a_job_that_kills_its_workers_is_given_up(
-    store: JobStore, left: JobWorker, right: JobWorker, clock: Clock
+    store: JobStore, worker: JobWorker, rival: JobWorker, clock: Clock
 ) -> None:
     job = store.create(VIDEO).job
     for _ in range(LIMITS.max_claims):
-        assert claimed(left)
+        assert claimed(worker)
         clock.now += LIMITS.lease_s
-    assert left.claim(["video"]) is None
+    assert worker.claim(["video"]) is None
     now = store.get(job.id)
     assert now.status == "failed"
     assert now.error is not None and "8 times" in now.error.message
 
 
-def test_a_job_that_gets_on_between_crashes_is_not_given_up(store: JobStore, left: JobWorker, clock: Clock) -> None:
+def test_a_job_that_gets_on_between_crashes_is_not_given_up(store: JobStore, worker: JobWorker, clock: Clock) -> None:
     store.create(VIDEO)
     for _ in range(3 * LIMITS.max_claims):
-        save(left, claimed(left), b"further")
+        save(worker, claimed(worker), b"further")
         clock.now += LIMITS.lease_s
-    assert claimed(left)
+    assert claimed(worker)
