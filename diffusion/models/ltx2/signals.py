@@ -19,8 +19,9 @@ from braid.diffusion.models.ltx2.modules import Pieces
 
 MAX_RUN_MACS = {"cpu": 400_000_000, "cuda": 3_000_000_000_000}
 """Of a run, by device; about 10 ms on two CPU cores. Longer runs are slower on a CPU: they leave its caches."""
-ACTIVATION_MACS = 1000
-"""What an activation between filters costs a sample, as multiply-adds of a convolution that take as long."""
+FILTER_MACS = 1000
+"""What a transposed convolution, or an activation between filters, costs a sample of a channel beside its own
+multiply-adds: as many of a convolution take as long."""
 POINTWISE_MACS = 20
 """What any other operation costs a sample, likewise."""
 
@@ -104,7 +105,8 @@ def enlarged(source: Signal, weight: Tensor, bias: Tensor | None, rate: int) -> 
         return x[..., start - begin : stop - begin]
 
     length = (source.length - 1) * rate - 2 * cut + kernel
-    return Signal(length, weight.shape[1], (source.macs + weight.numel()) // rate, read)
+    macs = (source.macs + weight.numel()) // rate + FILTER_MACS * weight.shape[1]
+    return Signal(length, weight.shape[1], macs, read)
 
 
 def antialiased(source: Signal, function: Callable[[Tensor], Tensor], filters: tuple[Tensor, Tensor]) -> Signal:
@@ -120,7 +122,7 @@ def antialiased(source: Signal, function: Callable[[Tensor], Tensor], filters: t
         x = _at_twice_the_rate(source.read(first, last), function, filters)
         return x[..., start - first : stop - first]
 
-    macs = source.macs + ACTIVATION_MACS * source.num_channels
+    macs = source.macs + FILTER_MACS * source.num_channels
     return Signal(source.length, source.num_channels, macs, read)
 
 
