@@ -32,7 +32,7 @@ SECURITY_HEADERS = (
 
 
 class AddSecurityHeaders:
-    """Puts them on every response, whoever makes it."""
+    """Puts them on every response, whoever makes it; one that brings its own keeps it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +42,9 @@ class AddSecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+                own = {name.lower() for name, _ in message["headers"]}
+                missing = (header for header in SECURITY_HEADERS if header[0] not in own)
+                message["headers"] = [*message["headers"], *missing]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
