@@ -15,6 +15,7 @@ from braid.diffusion.models.ltx2.audio_vae import TOKEN_AXIS, read_network_optio
 from braid.diffusion.models.ltx2.config import Section
 from braid.diffusion.models.ltx2.statistics import LatentStatistics
 from braid.training.autoencoders.configs import ConfigSection
+from braid.training.autoencoders.drawn_latents import decode_drawn
 from braid.training.autoencoders.trainee import Trainee, mixed_precision
 from braid.training.world.vocabulary import SAMPLE_RATE
 
@@ -86,16 +87,12 @@ class AudioTraining:
 
     def loss_of(self, mel: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of these mel frames."""
-        network: Any = self.trainee.network
-        with mixed_precision(mel.device):
-            means, log_variance = network.encode(mel)
-            noise = torch.randn(means.shape, generator=self._generator, device=means.device)
-            decoded = network.decode(means + noise * (0.5 * log_variance).exp())
+        decoded, divergence = decode_drawn(self.trainee.network, mel, self._generator)
         error = decoded - mel
         figures = {
             "l1": error.abs().mean(),
             "square": error.square().mean(),
-            "divergence": 0.5 * (means.square() + log_variance.exp() - 1 - log_variance).mean(),
+            "divergence": divergence,
         }
         loss = figures["l1"] + SQUARE_WEIGHT * figures["square"] + DIVERGENCE_WEIGHT * figures["divergence"]
         return loss, figures

@@ -22,6 +22,7 @@ from braid.diffusion.models.ltx2.video_network import (
     space_to_depth,
 )
 from braid.training.autoencoders.configs import ConfigSection
+from braid.training.autoencoders.drawn_latents import decode_drawn
 from braid.training.autoencoders.pools import Clips
 from braid.training.autoencoders.trainee import Trainee, mixed_precision
 
@@ -105,17 +106,13 @@ class VideoTraining:
 
     def loss_of(self, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of these frames, (B, 3, F, H, W) in [-1, 1]."""
-        network: Any = self.trainee.network
-        with mixed_precision(frames.device):
-            means, log_variance = network.encode(frames)
-            noise = torch.randn(means.shape, generator=self._generator, device=means.device)
-            decoded = network.decode(means + noise * (0.5 * log_variance).exp())
+        decoded, divergence = decode_drawn(self.trainee.network, frames, self._generator)
         error, weights = decoded - frames, importance(frames)
         figures = {
             "l1": (weights * error.abs()).mean(),
             "square": (weights * error.square()).mean(),
             "edges": edge_distance(weights * error),
-            "divergence": 0.5 * (means.square() + log_variance.exp() - 1 - log_variance).mean(),
+            "divergence": divergence,
         }
         loss = (
             figures["l1"] + SQUARE_WEIGHT * figures["square"] + EDGE_WEIGHT * figures["edges"]
