@@ -7,7 +7,6 @@ the shipped averages and the counts of steps in the metadata that is all that is
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from braid.diffusion.models.ltx2.statistics import MEAN, STD, LatentStatistics
 from braid.diffusion.models.ltx2.vocoder_module import KEY_NAMES
+from braid.multimodal.atomic_file import AtomicFile
 from braid.training.autoencoders.configs import Sections
 from braid.training.autoencoders.trainee import Trainee
 
@@ -132,9 +132,8 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    save_file(tensors, partial, metadata={**metadata, "model_version": MODEL_VERSION})
-    os.replace(partial, path)
+    with AtomicFile(path) as unfinished:
+        save_file(tensors, unfinished, metadata={**metadata, "model_version": MODEL_VERSION})
 
 
 def _read(path: Path, network: str, names: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

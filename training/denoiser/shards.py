@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from braid.multimodal.atomic_file import AtomicFile
 from braid.training.denoiser.configs import Shape, TextLayers
 
 NUM_SHARDS = 4
@@ -38,10 +38,9 @@ def write_shards(folder: Path, weights: Mapping[str, Tensor], shape: Shape, num_
     }  # fmt: skip
     for index, names in enumerate(_shared_out(weights), start=1):
         path = folder / PATTERN.format(index=index, count=NUM_SHARDS)
-        partial = path.with_name(f"{path.name}.partial")
         tensors = {name: weights[name].detach().to("cpu", torch.bfloat16).contiguous() for name in names}
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
+        with AtomicFile(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
 
 
 def _shared_out(weights: Mapping[str, Tensor]) -> list[list[str]]:
