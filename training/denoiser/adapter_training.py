@@ -16,12 +16,20 @@ from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
 from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import Budget, TimeBudget
 from braid.training.denoiser.adapters import adapted, initial_factors, write_adapter
-from braid.training.denoiser.batches import Batch, BatchKind, BatchMaker, Levels, NoisedState, training_levels
+from braid.training.denoiser.batches import (
+    Batch,
+    BatchKind,
+    BatchMaker,
+    Levels,
+    NoisedState,
+    training_levels,
+    with_contexts,
+)
 from braid.training.denoiser.compact_language_model import CompactLanguageModel
 from braid.training.denoiser.connectors import Connectors, Text
 from braid.training.denoiser.latent_pools import PoolPlan
 from braid.training.denoiser.material import Material, add_sources, prepare
-from braid.training.denoiser.network import NoisyStream, TrainingNetwork
+from braid.training.denoiser.network import TrainingNetwork
 from braid.training.denoiser.optimisation import Weights
 from braid.training.denoiser.shards import Saved, read_shards
 from braid.training.run_options import run_parser
@@ -54,15 +62,11 @@ class AdaptedModel:
     @torch.no_grad()
     def base_velocities(self, states: AudioVideo[NoisedState], contexts: AudioVideo[Tensor]) -> AudioVideo[Tensor]:
         """What the model says by itself."""
-        return self._network(self.base, _streams(states, contexts))
+        return self._network(self.base, with_contexts(states, contexts))
 
     def velocities(self, states: AudioVideo[NoisedState], contexts: AudioVideo[Tensor]) -> AudioVideo[Tensor]:
         """What it says with the adapter."""
-        return self._network(adapted(self.base, self.factors.working), _streams(states, contexts))
-
-
-def _streams(states: AudioVideo[NoisedState], contexts: AudioVideo[Tensor]) -> AudioVideo[NoisyStream]:
-    return each(lambda state, context: state.with_context(context), states, contexts)
+        return self._network(adapted(self.base, self.factors.working), with_contexts(states, contexts))
 
 
 def distance(states: AudioVideo[NoisedState], velocities: AudioVideo[Tensor]) -> Tensor:

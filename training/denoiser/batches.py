@@ -64,6 +64,11 @@ class NoisedState:
         return square.sum((1, 2)) / self.is_free.sum((1, 2)).clamp(min=1)
 
 
+def with_contexts(states: AudioVideo[NoisedState], contexts: AudioVideo[Tensor]) -> AudioVideo[NoisyStream]:
+    """All streams for the network."""
+    return each(lambda state, context: state.with_context(context), states, contexts)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Ready but for the text's contexts."""

@@ -17,16 +17,16 @@ def draw_sigmas(number: int, num_tokens: int, generator: Generator) -> Tensor:
     shift = ShiftedSchedule().shift(num_tokens)
     device = generator.device
     sigmas = torch.sigmoid(torch.randn(number, generator=generator, device=device) + shift)
-    return _some_even(sigmas, 1.0, generator)
+    return _some_even(sigmas, generator)
 
 
 def draw_refining_sigmas(number: int, generator: Generator) -> Tensor:
     """(number,) float32 up to where a second stage begins, most of them near there."""
     device = generator.device
     sigmas = torch.rand(number, generator=generator, device=device).sqrt() * STAGE_2_SIGMAS[0]
-    return _some_even(sigmas, 1.0, generator)
+    return _some_even(sigmas, generator)
 
 
-def _some_even(sigmas: Tensor, largest: float, generator: Generator) -> Tensor:
+def _some_even(sigmas: Tensor, generator: Generator) -> Tensor:
     even, chance = torch.rand(2, len(sigmas), generator=generator, device=sigmas.device)
-    return torch.where(chance < UNIFORM_SHARE, even * largest, sigmas).clamp(SMALLEST, 1.0)
+    return torch.where(chance < UNIFORM_SHARE, even, sigmas).clamp(SMALLEST, 1.0)

@@ -16,7 +16,7 @@ from braid.diffusion.latents import each
 from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
 from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import Budget
-from braid.training.denoiser.batches import Batch, BatchKind, BatchMaker
+from braid.training.denoiser.batches import Batch, BatchKind, BatchMaker, with_contexts
 from braid.training.denoiser.configs import Shape
 from braid.training.denoiser.connectors import Connectors, Text
 from braid.training.denoiser.initial_weights import initial_weights
@@ -143,11 +143,8 @@ class TrainingRun:
         """Of a batch, over both streams."""
         text = Text(self._language_model.hidden_states(batch.tokens), batch.lengths)
         contexts = self._connectors(self.weights.working, text)
-        streams = each(
-            lambda state, context: state.with_context(context), batch.streams, contexts
-        )
         network = self._fast_network if is_common else self._network
-        velocities = network(self.weights.working, streams)
+        velocities = network(self.weights.working, with_contexts(batch.streams, contexts))
         losses = each(lambda state, velocity: state.losses(velocity), batch.streams, velocities)
         total = torch.zeros((), device=self._device)
         for index, weight in enumerate((1.0, AUDIO_WEIGHT)):
