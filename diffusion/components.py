@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
+from braid.diffusion.models.ltx2.block_layout import in_entry_dtype
 from braid.diffusion.models.ltx2.config import Section
 from braid.diffusion.models.ltx2.fp8_cast import fp8_cast
 from braid.diffusion.models.ltx2.parts import SECTIONS, Part
 from braid.diffusion.models.ltx2.statistics import LatentStatistics, read_statistics
+from braid.diffusion.weight_bytes import WeightBytes
 from braid.llm_core.memory.arena import Arena, Lease
 
 RECLAIM_ORDER = 10
-UPSAMPLER = "latent upsampler"
-FLOAT32_PARTS = (Part.AUDIO_DECODER, Part.VOCODER)
-"""In half precision these are audibly wrong."""
 _MODELS = "braid.diffusion.models.ltx2"
 _BUILDERS = {
     Part.TEXT_PROJECTION: (f"{_MODELS}.text_projection", "TextProjection"),
@@ -50,19 +47,21 @@ class _Resident:
 
 class Components:
     """Args:
+    sizes: of the checkpoint's networks, as they are computed with.
+    arena: of the device.
+    host_arena: for what is mapped or copied on the host; the same on a CPU.
     device: where the networks run.
-    dtype: in which they compute; None is that of the files.
     """
 
     name = "idle networks of the video model"
 
-    def __init__(
-        self, checkpoint: LTX2Checkpoint, arena: Arena, *, device: str = "cpu", dtype: torch.dtype | None = None
-    ) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, sizes: WeightBytes, arena: Arena, host_arena: Arena, *, device: str = "cpu") -> None:
+        self.checkpoint = sizes.checkpoint
         self.device = device
-        self.dtype = dtype
+        self.dtype = sizes.dtype
+        self._sizes = sizes
         self._arena = arena
+        self._host_arena = host_arena
         self._resident: dict[str, _Resident] = {}
         self._kept: list[Lease] = []
         arena.add_reclaimer(self, order=RECLAIM_ORDER)
@@ -88,35 +87,29 @@ class Components:
         """Whether `using` will not have to load it."""
         return part in self._resident
 
-    def copied_bytes(self, part: Part | str) -> int:
-        """What a network takes of the budget while it is there."""
-        return self._bytes(part)[1]
-
-    def transformer_weights(
-        self, lasting_bytes: int, *, is_fp8_cast: bool = False, is_on_host: bool = False
-    ) -> dict[str, Tensor]:
+    def transformer_weights(self, lasting_bytes: int, *, is_on_host: bool = False) -> dict[str, Tensor]:
         """Of the transformer, fp8 left as it is where it can be computed with; leased, and never given back.
 
         Args:
             lasting_bytes: what of it stays on the device until `close`.
-            is_fp8_cast: store the blocks' large products in 8 bits.
             is_on_host: leave the tensors there, for a `TransformerSource` that moves them.
         """
         part = Part.TRANSFORMER
-        stored = self.checkpoint.stored_bytes(part)
         self._kept.append(self._arena.lease("the transformer", lasting_bytes, kind="networks", permanent=True))
-        self._kept.append(
-            self._arena.lease("the file of the transformer", stored, kind="mapped weights", evictable=True)
-        )
-        weights = self.checkpoint.weights(part, self.dtype, keep_float8=not is_fp8_cast)
-        if is_fp8_cast:
-            weights = fp8_cast(weights)
-        return weights if is_on_host else self._on_device(weights)
+        self._kept.append(self._lease_file(part))
+        if is_on_host:
+            copied = self._sizes.of(part).copied
+            self._kept.append(self._host_arena.lease("the transformer", copied, kind="host copies", permanent=True))
+        with self._loading(part, stays_on_host=is_on_host):
+            weights = self.checkpoint.weights(part, self.dtype, keep_float8=not self._sizes.is_fp8_cast)
+            if self._sizes.is_fp8_cast:
+                weights = fp8_cast(weights)
+            weights = in_entry_dtype(weights)
+            return weights if is_on_host else self._on_device(weights)
 
     def weights(self, part: Part) -> dict[str, Tensor]:
         """The tensors of a part where they are computed with; not kept here."""
-        dtype = torch.float32 if part in FLOAT32_PARTS else self.dtype
-        return self._on_device(self.checkpoint.weights(part, dtype))
+        return self._on_device(self.checkpoint.weights(part, self._sizes.dtype_of(part)))
 
     def video_statistics(self) -> LatentStatistics:
         """By which video latents are normalised."""
@@ -154,13 +147,12 @@ class Components:
             lease.release()
 
     def _load(self, part: Part | str) -> _Resident:
-        mapped, copied = self._bytes(part)
+        copied = self._sizes.of(part).on_device
         leases = [self._arena.lease(f"the {_name(part)}", copied, kind="networks")]
         try:
-            leases.append(
-                self._arena.lease(f"the file of the {_name(part)}", mapped, kind="mapped weights", evictable=True)
-            )
-            found = _Resident(self._build(part), tuple(leases), copied)
+            leases.append(self._lease_file(part))
+            with self._loading(part):
+                found = _Resident(self._build(part), tuple(leases), copied)
         except BaseException:
             for lease in leases:
                 lease.release()
@@ -169,15 +161,18 @@ class Components:
             self._resident[part] = found
         return found
 
-    def _bytes(self, part: Part | str) -> tuple[int, int]:
-        """(mapped, copied)."""
-        if not isinstance(part, Part):
-            upsampler = self.checkpoint.upsampler
-            stored = 0 if upsampler is None else sum(tensor.num_bytes for tensor in upsampler.tensors.values())
-            return stored, 0 if self.device == "cpu" else stored
-        dtype = torch.float32 if part in FLOAT32_PARTS else self.dtype
-        stored, copied = self.checkpoint.stored_bytes(part), self.checkpoint.copied_bytes(part, dtype)
-        return stored, copied if self.device == "cpu" else max(stored, copied)
+    def _lease_file(self, part: Part | str) -> Lease:
+        """What is mapped; of a file larger than the host's memory, the system keeps what there is room for."""
+        arena, num_bytes = self._host_arena, self._sizes.of(part).in_file
+        if arena is not self._arena:
+            num_bytes = min(num_bytes, arena.budget_bytes)
+        return arena.lease(f"the file of the {_name(part)}", num_bytes, kind="mapped weights", evictable=True)
+
+    def _loading(self, part: Part | str, *, stays_on_host: bool = False) -> Lease:
+        """What is on the host until the network is where it computes."""
+        found = self._sizes.of(part)
+        num_bytes = found.passing if stays_on_host or self.device == "cpu" else found.passing + found.copied
+        return self._host_arena.lease(f"loading the {_name(part)}", num_bytes, kind="host copies")
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -185,7 +180,7 @@ class Components:
         if not isinstance(part, Part):
             return self._build_upsampler()
         section = self.checkpoint.config.section(SECTIONS[part])
-        return _builder(part)(section, self.weights(part))
+        return builder(part)(section, self.weights(part))
 
     def _build_upsampler(self) -> Any:
         from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
@@ -206,7 +201,8 @@ def _name(part: Part | str) -> str:
     return part.value if isinstance(part, Part) else part
 
 
-def _builder(part: Part) -> Callable[[Section, dict[str, Tensor]], Any]:
+def builder(part: Part) -> Callable[[Section, dict[str, Tensor]], Any]:
+    """What makes a network of its section of the config and its weights."""
     module, name = _BUILDERS[part]
-    builder: Callable[[Section, dict[str, Tensor]], Any] = getattr(import_module(module), name)
-    return builder
+    found: Callable[[Section, dict[str, Tensor]], Any] = getattr(import_module(module), name)
+    return found

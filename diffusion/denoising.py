@@ -103,7 +103,9 @@ class Denoiser:
         if self._variants_arena is self._arena:
             return room_for(self._arena, "denoising", num_bytes + variant_bytes)
         on_device = room_for(self._arena, "denoising", num_bytes)
-        on_host = room_for(self._variants_arena, "merging adapters in the host's memory", variant_bytes)
+        on_host = room_for(
+            self._variants_arena, "weights in the host's memory", variant_bytes + self._source.host_room_bytes
+        )
         return Wait(lambda: on_device.is_over() and on_host.is_over())
 
     def _work_bytes(self, operation: Denoise) -> int:

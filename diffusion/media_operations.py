@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from braid.diffusion.components import UPSAMPLER, Components
+from braid.diffusion.components import Components
 from braid.diffusion.finite import require_finite
 from braid.diffusion.models.ltx2.parts import SECTIONS, Part
 from braid.diffusion.operations import (
@@ -30,6 +30,7 @@ from braid.diffusion.operations import (
 )
 from braid.diffusion.pieces import Meter, Pieces, in_pieces, piece, room_for
 from braid.diffusion.stage_memory import StageMemory
+from braid.diffusion.weight_bytes import UPSAMPLER
 from braid.errors import MemoryPressure
 from braid.llm_core.memory.arena import Arena
 
@@ -193,7 +194,7 @@ class MediaOperations:
             except BaseException:
                 stack.close()
                 raise
-            needed_bytes = self._components.copied_bytes(part) + self._predicted.get(key, 0)
+            needed_bytes = self._memory.weights.of(part).on_device + self._predicted.get(key, 0)
             yield room_for(self._arena, f"work of the {part}", needed_bytes)
 
     def _dtype(self, tensor: Tensor) -> torch.dtype:

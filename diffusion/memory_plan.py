@@ -12,15 +12,14 @@ from enum import StrEnum
 
 import torch
 
-from braid.diffusion.components import UPSAMPLER
 from braid.diffusion.job import Job
 from braid.diffusion.latents import AudioVideo
-from braid.diffusion.models.ltx2.block_streaming import DEFAULT_NUM_SLOTS
 from braid.diffusion.models.ltx2.forward_memory import StreamShape
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.tiling import automatic_sizes, make_plan
 from braid.diffusion.positions import VideoGrid
 from braid.diffusion.stage_memory import StageMemory
+from braid.diffusion.weight_bytes import UPSAMPLER
 from braid.errors import CannotFit
 
 SHORT_PROMPT_TOKENS = 1024
@@ -63,11 +62,14 @@ class MemoryPlan:
     stages: tuple[StagePeak, ...]
     held_bytes: int
     """Latents and what goes with them, from the first stage to the last."""
+    host_bytes: int
+    """What is moved to the device from merged weights and staged blocks; more is used where there is room."""
     resident: tuple[str, ...]
     """Networks that stay on the device throughout."""
     streamed: tuple[str, ...]
     """Networks of which a part at a time is there."""
     budget_bytes: int
+    host_budget_bytes: int | None
 
     @property
     def highest(self) -> StagePeak:
@@ -79,36 +81,46 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.peak_bytes <= self.budget_bytes
+        return self.peak_bytes <= self.budget_bytes and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_budget_bytes is None or self.host_bytes <= self.host_budget_bytes
 
 
-def plan(
-    job: Job,
-    memory: StageMemory,
-    *,
-    budget_bytes: int,
-    offload: Offload = Offload.NONE,
-    adapter_bytes: int = 0,
-    num_slots: int = DEFAULT_NUM_SLOTS,
-) -> MemoryPlan:
-    """Stage by stage, from shapes alone.
+@dataclass(frozen=True, slots=True)
+class AdapterBytes:
+    """Of the weights that a job's adapters replace, in the stage where they are most."""
 
-    Args:
-        budget_bytes: what there is for the diffusion side: the arena's budget less what others never give back.
-        adapter_bytes: of weights that the job's adapters replace; beside the base only where that stays, too.
-        num_slots: of `StreamedBlocks`.
-    """
-    blocks = memory.block_bytes
-    is_streamed = offload is Offload.STREAM and any(blocks)
+    total: int = 0
+    outside: int = 0
+    """Of those, what belongs to no block of the transformer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a job may use, and what goes with it."""
+
+    budget_bytes: int
+    """For the diffusion side, on the device: the arena's budget less what others never give back."""
+    host_budget_bytes: int | None = None
+    """On the host, beside what always is there; None where nothing is moved from there."""
+    offload: Offload = Offload.NONE
+    adapters: AdapterBytes = AdapterBytes()
+
+
+def plan(job: Job, memory: StageMemory, terms: Terms) -> MemoryPlan:
+    """Stage by stage, from shapes alone."""
+    offload, sizes = terms.offload, memory.weights
+    is_streamed = offload is Offload.STREAM and any(layout.num_bytes for layout in sizes.layouts)
     lasting = lasting_bytes(memory, offload)
-    slots = min(num_slots, len(blocks)) * max(blocks)
 
     def weights(part: Part | str) -> int:
         if part is not Part.TRANSFORMER:
-            return lasting + memory.weight_bytes(part)
+            return lasting + sizes.of(part).on_device
         if is_streamed:
-            return lasting + slots
-        return memory.weight_bytes(part) + (adapter_bytes if offload is Offload.NONE else 0)
+            return lasting + sizes.slots_bytes + terms.adapters.outside
+        return sizes.of(part).on_device + (terms.adapters.total if offload is Offload.NONE else 0)
 
     stages = tuple(
         StagePeak(name, str(part), weights(part), work_bytes) for name, part, work_bytes in _stages(job, memory)
@@ -117,10 +129,18 @@ def plan(
         offload=offload,
         stages=stages,
         held_bytes=_held_bytes(job),
+        host_bytes=_host_bytes(memory, terms, is_streamed=is_streamed),
         resident=(str(Part.TRANSFORMER),) if offload is Offload.NONE else (),
         streamed=(str(Part.TRANSFORMER),) if is_streamed else (),
-        budget_bytes=budget_bytes,
+        budget_bytes=terms.budget_bytes,
+        host_budget_bytes=terms.host_budget_bytes,
     )
+
+
+def _host_bytes(memory: StageMemory, terms: Terms, *, is_streamed: bool) -> int:
+    if terms.offload is Offload.NONE:
+        return 0
+    return terms.adapters.total + (memory.weights.stages_bytes if is_streamed else 0)
 
 
 def in_effect(offload: Offload, memory: StageMemory) -> Offload:
@@ -132,34 +152,32 @@ def lasting_bytes(memory: StageMemory, offload: Offload) -> int:
     """What of the transformer is on the device from the model's loading to its end."""
     if offload is Offload.CPU:
         return 0
-    return memory.weight_bytes(Part.TRANSFORMER) if offload is Offload.NONE else memory.outside_bytes
+    return memory.weights.of(Part.TRANSFORMER).on_device if offload is Offload.NONE else memory.weights.outside_bytes
 
 
-def check(
-    job: Job,
-    memory: StageMemory,
-    *,
-    budget_bytes: int,
-    offload: Offload = Offload.NONE,
-    adapter_bytes: int = 0,
-    num_slots: int = DEFAULT_NUM_SLOTS,
-) -> MemoryPlan:
+def check(job: Job, memory: StageMemory, terms: Terms) -> MemoryPlan:
     """The plan of a job that fits.
 
     Raises:
         CannotFit: with both numbers, the stage that needs most, and what would fit: fewer frames, a smaller picture,
             another way of offloading.
     """
-    def planned(job: Job, offload: Offload = offload) -> MemoryPlan:
-        return plan(
-            job, memory, budget_bytes=budget_bytes, offload=offload, adapter_bytes=adapter_bytes, num_slots=num_slots
-        )
+    def planned(job: Job, offload: Offload = terms.offload) -> MemoryPlan:
+        return plan(job, memory, replace(terms, offload=offload))
 
     found = planned(job)
     if found.fits:
         return found
+    if not found.fits_host:
+        assert found.host_budget_bytes is not None
+        raise CannotFit(
+            "holding in the host's memory what the adapters change",
+            needed_bytes=found.host_bytes,
+            budget_bytes=found.host_budget_bytes,
+            param="adapters",
+        )
     num_frames = _frames_that_fit(job, planned)
-    others = [other for other in _beyond(offload, memory) if planned(job, other).fits]
+    others = [other for other in _beyond(terms.offload, memory) if planned(job, other).fits]
     smaller = None if num_frames else _size_that_fits(job, planned)
     advice = [f"num_frames={num_frames}"] if num_frames else []
     advice += [f"width={smaller.width}, height={smaller.height}"] if smaller is not None else []
@@ -168,7 +186,7 @@ def check(
     raise CannotFit(
         f"{job.width}x{job.height} with num_frames={job.num_frames} ({fits}; most is needed to {found.highest.name})",
         needed_bytes=found.peak_bytes,
-        budget_bytes=budget_bytes,
+        budget_bytes=terms.budget_bytes,
         param="num_frames" if num_frames else "height",
     )
 

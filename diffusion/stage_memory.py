@@ -6,21 +6,18 @@ its shape; the first of a network takes a second or so.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from braid.diffusion.components import FLOAT32_PARTS, UPSAMPLER, _builder
+from braid.diffusion.components import builder
 from braid.diffusion.guidance import Guidance, passes_needed
 from braid.diffusion.latents import AudioVideo
-from braid.diffusion.models.ltx2.block_layout import BLOCKS
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.forward_memory import StreamShape, forward_bytes
-from braid.diffusion.models.ltx2.fp8_cast import is_cast
 from braid.diffusion.models.ltx2.parts import Part, Tensors
-from braid.diffusion.models.ltx2.stored_tensors import QUANTIZED, loaded_dtype
+from braid.diffusion.weight_bytes import UPSAMPLER, WeightBytes
 
 Shape3 = tuple[int, int, int]
 
@@ -42,6 +39,7 @@ class StageMemory:
         max_piece_macs: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.weights = WeightBytes(checkpoint, device_type=device_type, dtype=dtype, is_fp8_cast=is_fp8_cast)
         self.is_fp8_cast = is_fp8_cast
         self.device_type = device_type
         self._dtype = dtype
@@ -49,45 +47,6 @@ class StageMemory:
         self._config = checkpoint.transformer_config()
         self._networks: dict[Part | str, Any] = {}
         self._peaks: dict[tuple[object, ...], int] = {}
-
-    # -- weights -------------------------------------------------------------------------------------------------------
-
-    def weight_bytes(self, part: Part | str) -> int:
-        """Of a network on the device, as `Components` leases it: copies alone on a CPU."""
-        if part is Part.TRANSFORMER:
-            return self.outside_bytes + sum(self.block_bytes)
-        tensors = self._tensors(part)
-        dtype = torch.float32 if part in FLOAT32_PARTS else self._dtype
-        return sum(self._on_device(tensor.numel, tensor.dtype, dtype) for tensor in tensors.values())
-
-    @cached_property
-    def block_bytes(self) -> tuple[int, ...]:
-        """Of each block of the transformer on the device."""
-        sizes = [0] * self._config.num_layers
-        for name, num_bytes in self._transformer_bytes():
-            if name.startswith(BLOCKS):
-                sizes[int(name.split(".", 2)[1])] += num_bytes
-        return tuple(sizes)
-
-    @cached_property
-    def outside_bytes(self) -> int:
-        """Of the transformer's tensors outside its blocks."""
-        return sum(num_bytes for name, num_bytes in self._transformer_bytes() if not name.startswith(BLOCKS))
-
-    def _transformer_bytes(self) -> list[tuple[str, int]]:
-        found = []
-        tensors = self.checkpoint.parts[Part.TRANSFORMER]
-        for name, tensor in tensors.items():
-            target = loaded_dtype(tensors, tensor, self._dtype, keep_float8=not self.is_fp8_cast)
-            if target is None:  # a scale that is multiplied in
-                continue
-            is_copied = self.is_fp8_cast and is_cast(name)
-            found.append((name, tensor.numel if is_copied else self._on_device(tensor.numel, tensor.dtype, target)))
-        return found
-
-    def _on_device(self, numel: int, stored: torch.dtype, wanted: torch.dtype | None) -> int:
-        target = wanted or (torch.bfloat16 if stored in QUANTIZED else stored)
-        return 0 if self.device_type == "cpu" and target == stored else numel * target.itemsize
 
     # -- one use -------------------------------------------------------------------------------------------------------
 
@@ -158,20 +117,14 @@ class StageMemory:
 
     def _built(self, part: Part | str) -> Any:
         if isinstance(part, Part):
-            return _builder(part)(self.checkpoint.section(part), _without_memory(self._tensors(part)))
+            return builder(part)(self.checkpoint.section(part), _without_memory(self.weights.tensors(part)))
         from braid.diffusion.models.ltx2.statistics import LatentStatistics
         from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
 
         assert self.checkpoint.upsampler is not None
         unit = torch.ones(self.checkpoint.geometry.video.num_channels)
-        weights = _without_memory(self._tensors(part))
+        weights = _without_memory(self.weights.tensors(part))
         return LatentUpsampler(self.checkpoint.upsampler.section, weights, LatentStatistics(unit, unit))
-
-    def _tensors(self, part: Part | str) -> Tensors:
-        if isinstance(part, Part):
-            return self.checkpoint.parts[part]
-        assert self.checkpoint.upsampler is not None
-        return self.checkpoint.upsampler.tensors
 
 
 def _without_memory(tensors: Tensors) -> dict[str, Tensor]:

@@ -6,19 +6,18 @@ What lasts is leased by whoever loads the model; here is leased what an evaluati
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from braid.diffusion.kept_copies import KeptCopies
 from braid.diffusion.memory_plan import Offload, in_effect
-from braid.diffusion.models.ltx2.block_layout import block_layouts, outside_blocks
+from braid.diffusion.models.ltx2.block_layout import block_layouts, entry_dtype, outside_blocks
 from braid.diffusion.models.ltx2.block_streaming import DEFAULT_NUM_SLOTS, MappedBlocks, ReadAhead, StreamedBlocks
-from braid.diffusion.models.ltx2.host_blocks import HostBlocks, PinnedBlocks, StagedBlocks
+from braid.diffusion.models.ltx2.host_blocks import NUM_STAGES, HostBlocks, PinnedBlocks, StagedBlocks
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.transfers import CudaTransfers, Transfers
 from braid.diffusion.models.ltx2.transformer import LTX2Transformer
@@ -28,8 +27,6 @@ from braid.errors import CannotFit, MemoryPressure
 from braid.llm_core.memory.arena import Arena, Lease
 from braid.lora.variants import HeldWeights
 
-RECLAIM_ORDER = 11
-"""After idle networks, which are smaller and quicker to make again."""
 COPY_BYTES = 256 << 20
 """About what is copied to a device in one piece: tens of milliseconds from a mapped file."""
 MakeTransformer = Callable[[], Generator[int, None, LTX2Transformer]]
@@ -41,7 +38,12 @@ class TransformerSource(Protocol):
 
     @property
     def room_bytes(self) -> int:
-        """What `hold` leases at most."""
+        """What `hold` leases at most on the device."""
+        ...
+
+    @property
+    def host_room_bytes(self) -> int:
+        """What `hold` leases at least on the host."""
         ...
 
     def hold(self, held: HeldWeights) -> AbstractContextManager[MakeTransformer]:
@@ -65,7 +67,7 @@ class ResidentTransformer:
             once.
     """
 
-    room_bytes = 0
+    room_bytes = host_room_bytes = 0
 
     def __init__(
         self,
@@ -100,8 +102,8 @@ class StreamedTransformer:
 
     Args:
         base: on the host; its tensors of no block are copied to the device, which is leased by the caller.
-        host_arena: pinned copies of all blocks are leased there; where they do not fit, blocks are packed as they are
-            needed.
+        host_arena: pinned copies of all blocks are leased there; where they do not fit, two of them, through which
+            blocks pass as they are needed.
     """
 
     def __init__(
@@ -120,12 +122,12 @@ class StreamedTransformer:
         self._outside = {name: tensor.to(device) for name, tensor in outside_blocks(base).items()}
         self._transfers = transfers
         self._arena = arena
-        self._host_arena = host_arena
         self._max_piece_macs = max_piece_macs
         self._dtype = entry_dtype(base)
-        layouts = block_layouts(config, base, self._dtype)
-        self._block_bytes = [layout.num_bytes for layout in layouts]
-        self._slot_bytes = min(DEFAULT_NUM_SLOTS, len(layouts)) * max(self._block_bytes)
+        self._block_bytes = [layout.num_bytes for layout in block_layouts(config, base, self._dtype)]
+        self._slot_bytes = min(DEFAULT_NUM_SLOTS, len(self._block_bytes)) * max(self._block_bytes)
+        self.host_room_bytes = NUM_STAGES * max(self._block_bytes)
+        self._pinned: KeptCopies[HostBlocks] = KeptCopies("idle pinned blocks of the transformer", host_arena)
 
     @property
     def room_bytes(self) -> int:
@@ -137,23 +139,26 @@ class StreamedTransformer:
             name: tensor for name, tensor in outside_blocks(held.weights).items() if tensor is not self._base[name]
         }
         num_bytes = self._slot_bytes + sum(tensor.nbytes for tensor in changed.values())
-        with self._arena.lease("streamed blocks of the transformer", num_bytes, kind="workspace"):
-            yield partial(self._making, held, changed)
+        with (
+            self._arena.lease("streamed blocks of the transformer", num_bytes, kind="workspace"),
+            self._pinned.using(held, self._host_blocks) as host,
+        ):
+            yield partial(self._making, host, held.weights, changed)
 
     def _making(
-        self, held: HeldWeights, changed: Mapping[str, Tensor]
+        self, host: HostBlocks, weights: Mapping[str, Tensor], changed: Mapping[str, Tensor]
     ) -> Generator[int, None, LTX2Transformer]:
         yield sum(tensor.nbytes for tensor in changed.values())
-        host = held.network(self._host_blocks)
         if isinstance(host, PinnedBlocks):
-            yield from self._packing(host, held.weights)
+            yield from self._packing(host, weights)
         outside = self._outside | {name: tensor.to(self._outside[name].device) for name, tensor in changed.items()}
         blocks = StreamedBlocks(self._config, host, self._dtype, self._transfers)
         return LTX2Transformer(self._config, outside, blocks=blocks, max_piece_macs=self._max_piece_macs)
 
     def close(self) -> None:
-        """Forget what is on the device."""
+        """Forget what is on the device, and what is pinned; nothing may be held."""
         self._outside = {}
+        self._pinned.close()
 
     def _packing(self, host: PinnedBlocks, weights: Mapping[str, Tensor]) -> Generator[int, None, None]:
         """Once for each list of adapters; all who wait for it work on it."""
@@ -163,44 +168,22 @@ class StreamedTransformer:
             if not host.is_packed(index):  # by another evaluation, meanwhile
                 host.pack(index, weights)
 
-    def _host_blocks(self, weights: Mapping[str, Tensor]) -> HostBlocks:
-        """Pinned as a whole where the host has the memory; the lease ends with the copies."""
+    def _host_blocks(self, weights: Mapping[str, Tensor]) -> tuple[Lease, HostBlocks]:
+        """Pinned as a whole where the host has the memory; nothing is pinned yet."""
         try:
-            lease = self._host_arena.lease("pinned blocks of the transformer", sum(self._block_bytes), kind="weights")
+            lease = self._pinned.lease("pinned blocks of the transformer", sum(self._block_bytes), is_optional=True)
         except (CannotFit, MemoryPressure):
-            return StagedBlocks(self._config, weights, self._dtype, self._transfers)
-        try:
-            pinned = PinnedBlocks(self._config, weights, self._dtype, self._transfers, is_packed_later=True)
-        except BaseException:
-            lease.release()
-            raise
-        weakref.finalize(pinned, lease.release).atexit = False
-        return pinned
+            lease = self._pinned.lease("staged blocks of the transformer", self.host_room_bytes)
+            return lease, StagedBlocks(self._config, weights, self._dtype, self._transfers)
+        return lease, PinnedBlocks(self._config, weights, self._dtype, self._transfers, is_packed_later=True)
 
 
-class _DeviceCopy:
-    """Of one variant of the weights: on the device now, or not. Lives as long as the variant."""
+class _OnDevice:
+    """A copy of the weights, as far as it has come; all who wait for it work on it."""
 
     def __init__(self) -> None:
-        self.num_users = 0
-        self.num_bytes = 0
         self.weights: dict[str, Tensor] = {}
-        """What of it is there; all who wait for the copy work on it."""
         self.transformer: LTX2Transformer | None = None
-        self._release: Callable[[], object] | None = None
-
-    def admit(self, lease: Lease) -> None:
-        """The bytes are there; they are given back by `drop`, or when the variant is forgotten."""
-        finalizer = weakref.finalize(self, lease.release)
-        finalizer.atexit = False
-        self._release, self.num_bytes = finalizer, lease.num_bytes
-
-    def drop(self) -> int:
-        """Forget the copy; gives the bytes that this frees."""
-        released, self.num_bytes, self.transformer, self.weights = self.num_bytes, 0, None, {}
-        if self._release is not None:
-            self._release()
-        return released
 
 
 class OffloadedTransformer:
@@ -210,7 +193,7 @@ class OffloadedTransformer:
         num_bytes: of all weights on the device.
     """
 
-    name = "idle copies of the transformer"
+    host_room_bytes = 0
 
     def __init__(
         self,
@@ -222,28 +205,20 @@ class OffloadedTransformer:
         max_piece_macs: int | None = None,
     ) -> None:
         self._config = config
-        self._arena = arena
         self._device = device
         self._max_piece_macs = max_piece_macs
-        self._copies: weakref.WeakSet[_DeviceCopy] = weakref.WeakSet()
+        self._copies: KeptCopies[_OnDevice] = KeptCopies("idle copies of the transformer", arena)
         self.room_bytes = num_bytes
-        arena.add_reclaimer(self, order=RECLAIM_ORDER)
 
     @contextmanager
     def hold(self, held: HeldWeights) -> Iterator[MakeTransformer]:
-        copy = held.network(lambda weights: _DeviceCopy())
-        with self._arena.lock:
-            self._copies.add(copy)
-            if not copy.num_bytes:
-                copy.admit(self._arena.lease("the transformer", self.room_bytes, kind="networks"))
-            copy.num_users += 1
-        try:
+        with self._copies.using(held, lambda weights: (self._room(), _OnDevice())) as copy:
             yield partial(self._making, copy, held.weights)
-        finally:
-            with self._arena.lock:
-                copy.num_users -= 1
 
-    def _making(self, copy: _DeviceCopy, weights: Mapping[str, Tensor]) -> Generator[int, None, LTX2Transformer]:
+    def _room(self) -> Lease:
+        return self._copies.lease("the transformer", self.room_bytes)
+
+    def _making(self, copy: _OnDevice, weights: Mapping[str, Tensor]) -> Generator[int, None, LTX2Transformer]:
         yield 0
         for group in _groups(weights):
             if not group.keys() <= copy.weights.keys():
@@ -256,24 +231,7 @@ class OffloadedTransformer:
 
     def close(self) -> None:
         """Give all copies back; nothing may be held."""
-        with self._arena.lock:
-            self._arena.remove_reclaimer(self)
-            for copy in self._copies:
-                copy.drop()
-
-    def reclaimable_bytes(self) -> int:
-        return sum(copy.num_bytes for copy in self._idle())
-
-    def reclaim(self, num_bytes: int) -> int:
-        released = 0
-        for copy in self._idle():
-            if released >= num_bytes:
-                break
-            released += copy.drop()
-        return released
-
-    def _idle(self) -> list[_DeviceCopy]:
-        return [copy for copy in self._copies if copy.num_bytes and not copy.num_users]
+        self._copies.close()
 
 
 def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -287,12 +245,6 @@ def _groups(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         group[name] = tensor
         num_bytes += tensor.nbytes
     yield group
-
-
-def entry_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """That of the layer which takes latents in, in which the network computes."""
-    names = ("patchify_proj.weight", "audio_patchify_proj.weight")
-    return next(weights[name].dtype for name in names if name in weights)
 
 
 def choose_source(
@@ -314,7 +266,7 @@ def choose_source(
     config = memory.checkpoint.transformer_config()
     match in_effect(offload, memory):
         case Offload.CPU:
-            num_bytes = memory.weight_bytes(Part.TRANSFORMER)
+            num_bytes = memory.weights.of(Part.TRANSFORMER).on_device
             return OffloadedTransformer(config, arena, num_bytes, device=device, max_piece_macs=max_piece_macs)
         case Offload.STREAM:
             transfers = CudaTransfers(device)

@@ -17,8 +17,9 @@ from braid.diffusion.expansion import Expansion, expanded
 from braid.diffusion.job import Job
 from braid.diffusion.media_files import import_encoders
 from braid.diffusion.media_operations import MediaOperations
-from braid.diffusion.memory_plan import Offload, check, in_effect, lasting_bytes
+from braid.diffusion.memory_plan import AdapterBytes, Offload, Terms, check, in_effect, lasting_bytes
 from braid.diffusion.model_facts import ModelFacts
+from braid.diffusion.models.ltx2.block_layout import BLOCKS, entry_dtype
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
@@ -47,7 +48,7 @@ from braid.diffusion.prompts import (
 )
 from braid.diffusion.stage_memory import StageMemory
 from braid.diffusion.storage_options import Quantization, read_offload, read_quantization
-from braid.diffusion.transformer_source import choose_source, entry_dtype
+from braid.diffusion.transformer_source import choose_source
 from braid.diffusion.validation import resolve
 from braid.llm_core.core import Clock, Request
 from braid.llm_core.memory.arena import Arena
@@ -56,7 +57,7 @@ from braid.llm_core.pipeline import Delegate, InPieces, OperationHandler
 from braid.llm_core.pipeline_workload import PipelineWorkload
 from braid.llm_core.scheduler.cost import CostModel
 from braid.lora.adapter import AdapterUse
-from braid.lora.apply import changed_bytes
+from braid.lora.apply import changed, changed_bytes
 from braid.lora.store import AdapterStore
 from braid.lora.targets import Targets
 from braid.lora.variants import MergedWeights
@@ -69,7 +70,7 @@ COST_PRIORS = {
     "prepare_video": (1.0, 1e-5), "mel": (1.0, 1e-4), "write_frames": (1.0, 1e-5), "write_sound": (1.0, 1e-4),
     "write_delayed": (1.0, 1e-5), "write_end": (2.0, 0.002), "write_wav": (1.0, 1e-5), "write_picture.png": (1.0, 1e-4),
     "write_picture.jpg": (1.0, 1e-5), "write_picture.jpeg": (1.0, 1e-5), "write_picture.webp": (1.0, 1e-4),
-    "write_animation.gif": (1.0, 1e-4), "write_animation.webp": (1.0, 1e-4),
+    "write_animation.gif": (1.0, 1e-4), "write_animation.webp": (1.0, 1e-4), "look": (0.2, 1e-6),
 }  # fmt: skip
 """Milliseconds of (a piece, a unit of it) before anything was measured, on two CPU cores."""
 
@@ -133,19 +134,24 @@ class Diffusion:
         import_encoders()
         self._planned = in_effect(self.offload, self._memory)
         is_on_host = self._planned is not Offload.NONE
-        host_arena = (host_arena or Arena(default_budget_bytes())) if is_on_host else arena
+        if self._memory.device_type == "cpu":
+            host_arena = arena
+        elif host_arena is None:
+            host_arena = Arena(default_budget_bytes())
+        self._host_arena = host_arena
+        variants_arena = host_arena if is_on_host else arena
         self._lasting_bytes = lasting_bytes(self._memory, self._planned)
-        self._components = Components(checkpoint, arena, device=device, dtype=dtype)
+        self._components = Components(self._memory.weights, arena, host_arena, device=device)
         try:
             self._weights = weights = self._components.transformer_weights(
-                self._lasting_bytes, is_fp8_cast=self._memory.is_fp8_cast, is_on_host=is_on_host
+                self._lasting_bytes, is_on_host=is_on_host
             )
             self._targets = Targets(weights)
             self.adapters = _open_adapters(adapters or {}, self._targets, arena)
         except BaseException:
             self._components.close()
             raise
-        self._variants = MergedWeights(weights, self._targets, self.adapters, host_arena, name=checkpoint.path.stem)
+        self._variants = MergedWeights(weights, self._targets, self.adapters, variants_arena, name=checkpoint.path.stem)
         self._source = choose_source(
             self.offload,
             self._memory,
@@ -164,7 +170,7 @@ class Diffusion:
             self._memory,
             arena,
             meter,
-            variants_arena=host_arena,
+            variants_arena=variants_arena,
         )
         self.facts = ModelFacts(
             name=checkpoint.path.name,
@@ -200,18 +206,28 @@ class Diffusion:
             CannotFit: it never will, whatever else is given back.
         """
         job = resolve(params, self.facts)
-        check(
-            job,
-            self._memory,
+        terms = Terms(
             budget_bytes=self._arena.lasting_bytes + self._lasting_bytes,
+            host_budget_bytes=None if self._host_arena is self._arena else self._host_arena.lasting_bytes,
             offload=self._planned,
-            adapter_bytes=max(map(self._variant_bytes, job.adapters)),
+            adapters=AdapterBytes(
+                total=max(map(self._variant_bytes, job.adapters)),
+                outside=max(map(self._variant_bytes_outside, job.adapters)),
+            ),
         )
+        check(job, self._memory, terms)
         return job
 
     def _variant_bytes(self, adapters: tuple[AdapterUse, ...]) -> int:
         """What merging copies, beside the base."""
         return changed_bytes(self._weights, self._targets, self.adapters.active(adapters))
+
+    def _variant_bytes_outside(self, adapters: tuple[AdapterUse, ...]) -> int:
+        """Of that, what belongs to no block."""
+        replaced = changed(self._targets, self.adapters.active(adapters))
+        return sum(
+            target.stored(self._weights).num_bytes for target in replaced if not target.key.startswith(BLOCKS)
+        )
 
     def close(self) -> None:
         """Give all memory back; no job may be under way."""

@@ -87,6 +87,18 @@ def _layout(weights: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dt
     return BlockLayout(tuple(packed))
 
 
+def entry_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """That of the layer which takes latents in, in which the network computes."""
+    names = ("patchify_proj.weight", "audio_patchify_proj.weight")
+    return next(weights[name].dtype for name in names if name in weights)
+
+
+def in_entry_dtype(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, tables and norms as the network computes with them, so that it need not copy them."""
+    dtype = entry_dtype(weights)
+    return {name: tensor.to(dtype) if is_small(name) else tensor for name, tensor in weights.items()}
+
+
 def is_small(name: str) -> bool:
     """Whether a tensor is a table or a norm, which the network computes with in its own dtype."""
     return name.endswith(("_norm.weight", "scale_shift_table")) or ".scale_shift_table" in name

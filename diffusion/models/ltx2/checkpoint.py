@@ -37,7 +37,7 @@ from braid.diffusion.models.ltx2.parts import (
     transformer_config,
 )
 from braid.diffusion.models.ltx2.presets import Preset, read_presets
-from braid.diffusion.models.ltx2.stored_tensors import StoredTensor, copied_bytes, load, open_tensors, stored_bytes
+from braid.diffusion.models.ltx2.stored_tensors import StoredTensor, load, open_tensors
 from braid.diffusion.models.ltx2.text_encoder import TextEncoderSpec, read_text_encoder
 from braid.diffusion.models.ltx2.transformer_config import CrossModalRule, TransformerConfig
 from braid.errors import ModelFileError
@@ -135,14 +135,6 @@ class LTX2Checkpoint:
                 for tensor in self.parts[part].values():
                     tensor.check_finite()
                 self._checked.add(part)
-
-    def stored_bytes(self, part: Part) -> int:
-        """Of a part in the files: what reading it maps."""
-        return stored_bytes(self.parts[part].values())
-
-    def copied_bytes(self, part: Part, dtype: torch.dtype | None = None, *, keep_float8: bool = False) -> int:
-        """What `weights` allocates beside the mapped file."""
-        return copied_bytes(self.parts[part], dtype, keep_float8=keep_float8)
 
 
 def open_ltx2(

@@ -41,11 +41,6 @@ def fp8_cast(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _cast(tensor) if is_cast(name) else tensor for name, tensor in weights.items()}
 
 
-def fp8_cast_bytes(weights: Mapping[str, Tensor]) -> int:
-    """What `fp8_cast` allocates."""
-    return sum(tensor.numel() for name, tensor in weights.items() if is_cast(name) and tensor.dtype != FP8)
-
-
 def _cast(tensor: Tensor) -> Tensor:
     """Rounded to the nearest; what is beyond the range of e4m3 stays at its end and does not become NaN."""
     if tensor.dtype == FP8:

@@ -30,7 +30,7 @@ class HostBlocks(Protocol):
 
     @property
     def host_bytes(self) -> int:
-        """Pinned memory that is held."""
+        """Pinned memory that is held, or will be."""
         ...
 
     def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
@@ -99,11 +99,13 @@ class StagedBlocks:
         self.layouts = block_layouts(config, weights, dtype)
         self._weights = weights
         self._transfers = transfers
-        num_bytes = max(layout.num_bytes for layout in self.layouts)
-        stages = [_Stage(transfers.pinned(num_bytes)) for _ in range(NUM_STAGES)]
-        self.host_bytes = NUM_STAGES * num_bytes
-        self._stages = cycle(stages)
+        self._largest = max(layout.num_bytes for layout in self.layouts)
+        self._stages = cycle([_Stage() for _ in range(NUM_STAGES)])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="blocks")
+
+    @property
+    def host_bytes(self) -> int:
+        return NUM_STAGES * self._largest
 
     def begin_copy(self, index: int, target: Tensor, *, after: Mark) -> Completion:
         return self._thread.submit(self._stage_and_copy, index, target, after).result
@@ -111,6 +113,8 @@ class StagedBlocks:
     @torch.inference_mode()  # which is a setting of each thread
     def _stage_and_copy(self, index: int, target: Tensor, after: Mark) -> Mark:
         stage, layout = next(self._stages), self.layouts[index]
+        if stage.buffer is None:
+            stage.buffer = self._transfers.pinned(self._largest)
         if stage.copied is not None:
             self._transfers.finish(stage.copied)
         layout.pack(self._weights, stage.buffer)
@@ -120,8 +124,8 @@ class StagedBlocks:
 
 
 class _Stage:
-    """A pinned buffer and the last copy out of it."""
+    """A buffer, pinned when it is first used, and the last copy out of it."""
 
-    def __init__(self, buffer: Tensor) -> None:
-        self.buffer = buffer
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
         self.copied: Mark | None = None

@@ -8,7 +8,7 @@ float8 without a scale stands for itself. `NAME.input_scale`, one number, belong
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,11 +49,20 @@ class StoredTensor:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    def is_view(self, dtype: torch.dtype) -> bool:
+        """Whether taking it as `dtype` copies nothing."""
+        return dtype == self.dtype and self._is_aligned
+
+    @property
+    def _is_aligned(self) -> bool:
+        """Whether it can be looked at in the file; safetensors files may start their data at any byte."""
+        return self.offset % self.dtype.itemsize == 0
+
     def view(self) -> Tensor:
         """The stored numbers, `shape`; a view of the mapping that nobody may write, unless the file is misaligned."""
         raw = self.file.bytes[self.offset : self.offset + self.num_bytes]
-        if self.offset % self.dtype.itemsize:
-            raw = raw.clone()  # safetensors files may start their data at any byte
+        if not self._is_aligned:
+            raw = raw.clone()
         return raw.view(self.dtype).view(self.shape)
 
     def check_finite(self) -> None:
@@ -152,16 +161,6 @@ def load(
     }
 
 
-def copied_bytes(tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, *, keep_float8: bool = False) -> int:
-    """What `load` would allocate; views of the mapping cost nothing."""
-    total = 0
-    for tensor in tensors.values():
-        target = loaded_dtype(tensors, tensor, dtype, keep_float8=keep_float8)
-        if target is not None and target != tensor.dtype:
-            total += tensor.numel * target.itemsize
-    return total
-
-
 def loaded_dtype(
     tensors: Mapping[str, StoredTensor], tensor: StoredTensor, dtype: torch.dtype | None, *, keep_float8: bool
 ) -> torch.dtype | None:
@@ -191,8 +190,3 @@ def _loaded(
         factors = scale.view().float().reshape(-1, *(1 for _ in tensor.shape[1:]))  # (1 or rows, 1, ...)
         numbers = numbers.float() * factors
     return numbers.to(target)
-
-
-def stored_bytes(tensors: Iterable[StoredTensor]) -> int:
-    """Bytes in the file."""
-    return sum(tensor.num_bytes for tensor in tensors)

@@ -19,6 +19,7 @@ from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.presets import PIPELINES, read_presets, version_defaults
 from braid.diffusion.models.ltx2.text_encoder import GEMMA_3_NAME, read_text_encoder
 from braid.diffusion.models.ltx2.video_geometry import VideoGeometry
+from braid.diffusion.weight_bytes import WeightBytes
 from braid.errors import ModelFileError
 from braid.tests import tiny_ltx2
 from braid.tests.parity.cases import KNOWN_GOLDENS, Case, read_case
@@ -41,7 +42,8 @@ def test_every_part_of_an_official_file_is_there_as_it_was_written(tmp_path: Pat
     for part in Part:
         for name, tensor in checkpoint.weights(part).items():
             assert torch.equal(tensor, written[_full_name(part, name)])
-    assert sum(checkpoint.stored_bytes(part) for part in Part) >= sum(t.nbytes for t in written.values())
+    sizes = WeightBytes(checkpoint)
+    assert sum(sizes.of(part).in_file for part in Part) >= sum(t.nbytes for t in written.values())
 
 
 def _full_name(part: Part, name: str) -> str:
@@ -54,9 +56,10 @@ def test_weights_are_views_of_the_file(tmp_path: Path) -> None:
     checkpoint = open_ltx2(path)
     first, second = checkpoint.weights(Part.TRANSFORMER), checkpoint.weights(Part.TRANSFORMER)
     assert all(first[name].data_ptr() == second[name].data_ptr() for name in first)
-    assert checkpoint.copied_bytes(Part.TRANSFORMER) == 0
+    assert WeightBytes(checkpoint).of(Part.TRANSFORMER).copied == 0
     copied = checkpoint.weights(Part.TRANSFORMER, torch.float32)
-    assert checkpoint.copied_bytes(Part.TRANSFORMER, torch.float32) == sum(t.nbytes for t in copied.values())
+    found = WeightBytes(checkpoint, dtype=torch.float32).of(Part.TRANSFORMER)
+    assert found.copied == sum(t.nbytes for t in copied.values())
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
