@@ -161,9 +161,13 @@ def check_shares_delay_a_deadline_by_no_more_than_they_take(
 
 
 def worst_shortfall_ms(world: Any, request_class: RequestClass, share: float) -> float:
-    """Over every stretch of steps throughout which the class waits: its share of the device time minus what it got."""
-    worst = lowest = behind = 0.0
+    """Over every stretch of steps, without a rest between them, throughout which the class waits: its share of the
+    device time minus what it got."""
+    worst = lowest = behind = last_end_ms = 0.0
     for shown in world.shown:
+        has_rested, last_end_ms = shown.start_ms > last_end_ms, shown.end_ms
+        if has_rested:  # nobody waited
+            lowest = behind = 0.0
         if not any(offer.request_class == request_class for offer in shown.offers):
             lowest = behind = 0.0
             continue
