@@ -23,7 +23,7 @@ from sqlalchemy import (
 from braid.diffusion.jobs.failures import SchemaMismatch
 from braid.diffusion.jobs.records import FINAL
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raise it with every change of the tables or of what their columns mean."""
 
 _PREPARING = 0x6272616964  # any number that nobody else takes: "braid" in ASCII
@@ -95,6 +95,16 @@ IDEMPOTENCY_KEYS = Table(
     Column("job_id", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
 )
+
+WEBHOOKS = Table(
+    "braid_webhooks",
+    METADATA,
+    Column("job_id", String(64), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("num_attempts", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),
+)
+"""A row for each job whose end has still to be told."""
 
 
 def prepare(connection: Connection) -> None:

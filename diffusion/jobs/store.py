@@ -16,6 +16,7 @@ from braid.diffusion.jobs.durable import disk_errors, write_durably
 from braid.diffusion.jobs.failures import JobIsFinal, QuotaFull, StoreUnavailable
 from braid.diffusion.jobs.idempotency import earlier_job, remember
 from braid.diffusion.jobs.listing import check_page, num_ahead, page, unfinished, unknown_job, visible
+from braid.diffusion.jobs.outbox import announce
 from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus, NewJob, StoredFile
 from braid.diffusion.jobs.retention import remove_expired
 from braid.diffusion.jobs.schema import JOBS
@@ -173,6 +174,7 @@ class JobStore:
         connection.execute(insert(JOBS).values(_columns(job_id, new, inputs, now)))
         if new.idempotency_key is not None:
             remember(connection, job_id, new, inputs, now)
+        announce(connection, job_id, new)
         self._name_inputs(job_id, staged)
         row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).one()
         return Created(as_record(row), is_new=True)
