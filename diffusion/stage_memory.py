@@ -14,7 +14,6 @@ from torch import Tensor
 from braid.diffusion.components import builder
 from braid.diffusion.guidance import Guidance, passes_needed
 from braid.diffusion.latents import AudioVideo
-from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.forward_memory import StreamShape, forward_bytes
 from braid.diffusion.models.ltx2.parts import Part, Tensors
 from braid.diffusion.weight_bytes import UPSAMPLER, WeightBytes
@@ -24,27 +23,16 @@ Shape3 = tuple[int, int, int]
 
 class StageMemory:
     """Args:
-    device_type: "cpu", where mapped weights cost nothing, or "cuda".
-    dtype: in which networks compute; None is that of the files.
-    is_fp8_cast: the transformer's large products are stored in 8 bits.
+    weights: of a checkpoint, as its networks compute with them.
     """
 
-    def __init__(
-        self,
-        checkpoint: LTX2Checkpoint,
-        *,
-        device_type: str = "cpu",
-        dtype: torch.dtype | None = None,
-        is_fp8_cast: bool = False,
-        max_piece_macs: int | None = None,
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.weights = WeightBytes(checkpoint, device_type=device_type, dtype=dtype, is_fp8_cast=is_fp8_cast)
-        self.is_fp8_cast = is_fp8_cast
-        self.device_type = device_type
-        self._dtype = dtype
+    def __init__(self, weights: WeightBytes, *, max_piece_macs: int | None = None) -> None:
+        self.checkpoint = weights.checkpoint
+        self.weights = weights
+        self.device_type = weights.device_type
+        self._dtype = weights.dtype
         self._max_piece_macs = max_piece_macs
-        self._config = checkpoint.transformer_config()
+        self._config = weights.checkpoint.transformer_config()
         self._networks: dict[Part | str, Any] = {}
         self._peaks: dict[tuple[object, ...], int] = {}
 
@@ -90,7 +78,7 @@ class StageMemory:
             shapes,
             self._dtype or dtype,
             device_type=self.device_type,
-            is_fp8_cast=self.is_fp8_cast,
+            is_fp8_cast=self.weights.is_fp8_cast,
             max_piece_macs=self._max_piece_macs,
         )
 

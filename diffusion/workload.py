@@ -50,6 +50,7 @@ from braid.diffusion.stage_memory import StageMemory
 from braid.diffusion.storage_options import Quantization, read_offload, read_quantization
 from braid.diffusion.transformer_source import choose_source
 from braid.diffusion.validation import resolve
+from braid.diffusion.weight_bytes import WeightBytes
 from braid.llm_core.core import Clock, Request
 from braid.llm_core.memory.arena import Arena
 from braid.llm_core.memory.residency import default_budget_bytes
@@ -66,7 +67,7 @@ NAME = "diffusion"
 COST_PRIORS = {
     "denoise": (0.5, 0.02), "decode_tile": (0.5, 0.05), "encode_video": (0.5, 0.05), "upsample": (0.5, 0.03),
     "decode_audio": (0.5, 0.05), "vocode": (0.5, 0.05), "encode_audio": (0.5, 0.05), "project_text": (0.5, 0.02),
-    "merge": (0.2, 5e-6), "guide": (0.1, 5e-6), "to_pixels": (0.1, 1e-5), "prepare_image": (1.0, 5e-5),
+    "merge": (0.2, 5e-6), "guide": (0.1, 5e-6), "to_pixels": (0.1, 0.05), "prepare_image": (1.0, 5e-5),
     "prepare_video": (1.0, 1e-5), "mel": (1.0, 1e-4), "write_frames": (1.0, 1e-5), "write_sound": (1.0, 1e-4),
     "write_delayed": (1.0, 1e-5), "write_end": (2.0, 0.002), "write_wav": (1.0, 1e-5), "write_picture.png": (1.0, 1e-4),
     "write_picture.jpg": (1.0, 1e-5), "write_picture.jpeg": (1.0, 1e-5), "write_picture.webp": (1.0, 1e-4),
@@ -123,13 +124,13 @@ class Diffusion:
         self.offload = read_offload(offload)
         self.quantization = read_quantization(quantization)
         config = checkpoint.transformer_config()
-        self._memory = StageMemory(
+        sizes = WeightBytes(
             checkpoint,
             device_type=torch.device(device).type,
             dtype=dtype,
             is_fp8_cast=self.quantization is Quantization.FP8_CAST,
-            max_piece_macs=max_piece_macs,
         )
+        self._memory = StageMemory(sizes, max_piece_macs=max_piece_macs)
         self._memory.prepare()
         import_encoders()
         self._planned = in_effect(self.offload, self._memory)
@@ -141,7 +142,7 @@ class Diffusion:
         self._host_arena = host_arena
         variants_arena = host_arena if is_on_host else arena
         self._lasting_bytes = lasting_bytes(self._memory, self._planned)
-        self._components = Components(self._memory.weights, arena, host_arena, device=device)
+        self._components = Components(sizes, arena, host_arena, device=device)
         try:
             self._weights = weights = self._components.transformer_weights(
                 self._lasting_bytes, is_on_host=is_on_host

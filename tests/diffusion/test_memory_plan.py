@@ -12,6 +12,7 @@ from braid.diffusion.memory_plan import AdapterBytes, MemoryPlan, Offload, Terms
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.stage_memory import StageMemory
+from braid.diffusion.weight_bytes import WeightBytes
 from braid.diffusion.workload import Diffusion
 from braid.errors import CannotFit
 from braid.llm_core.memory.arena import Arena
@@ -32,7 +33,7 @@ def checkpoint(diffusion: Diffusion) -> LTX2Checkpoint:
 
 @pytest.fixture(scope="module")
 def on_gpu(checkpoint: LTX2Checkpoint) -> StageMemory:
-    return StageMemory(checkpoint, device_type="cuda")
+    return StageMemory(WeightBytes(checkpoint, device_type="cuda"))
 
 
 def planned(diffusion: Diffusion, memory: StageMemory, offload: Offload, **changes: object) -> MemoryPlan:
@@ -70,10 +71,10 @@ def test_offloading_holds_less_the_more_of_it(diffusion: Diffusion, on_gpu: Stag
 
 
 def test_on_a_cpu_mapped_weights_cost_nothing(diffusion: Diffusion, checkpoint: LTX2Checkpoint) -> None:
-    memory = StageMemory(checkpoint, device_type="cpu")
+    memory = StageMemory(WeightBytes(checkpoint, device_type="cpu"))
     found = planned(diffusion, memory, Offload.NONE)
     assert {stage.weight_bytes for stage in found.stages} == {0}
-    copied = StageMemory(checkpoint, device_type="cpu", dtype=torch.bfloat16)
+    copied = StageMemory(WeightBytes(checkpoint, device_type="cpu", dtype=torch.bfloat16))
     assert copied.weights.of(Part.TRANSFORMER).on_device == sum(
         tensor.nbytes for tensor in checkpoint.weights(Part.TRANSFORMER, torch.bfloat16).values()
     )
@@ -84,7 +85,7 @@ def test_blocks_and_the_rest_are_the_whole_transformer(on_gpu: StageMemory, chec
     blocks = sum(tensor.end - tensor.offset for layout in weights.layouts for tensor in layout.tensors)
     assert weights.outside_bytes + blocks == weights.of(Part.TRANSFORMER).on_device
     assert on_gpu.weights.of(Part.TRANSFORMER).on_device == on_gpu.weights.of(Part.TRANSFORMER).in_file
-    cast = StageMemory(checkpoint, device_type="cuda", is_fp8_cast=True)
+    cast = StageMemory(WeightBytes(checkpoint, device_type="cuda", is_fp8_cast=True))
     assert cast.weights.slots_bytes < weights.slots_bytes / 2  # of float32, with room between tensors
     assert cast.weights.outside_bytes == weights.outside_bytes
 
@@ -166,7 +167,7 @@ def test_adapters_that_the_host_has_no_room_for_are_refused(diffusion: Diffusion
 
 
 def test_a_prediction_is_not_made_twice(diffusion: Diffusion, checkpoint: LTX2Checkpoint) -> None:
-    memory = StageMemory(checkpoint, device_type="cuda")
+    memory = StageMemory(WeightBytes(checkpoint, device_type="cuda"))
     first = planned(diffusion, memory, Offload.NONE)
     memory._network = None  # type: ignore[assignment,method-assign]
     memory.vocode = lambda num_latents: 0  # type: ignore[method-assign]
