@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import runpy
 import sys
@@ -10,18 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from braid.config import OFFLOADS, QUANTIZATIONS
 from braid.errors import BraidError, InvalidRequest
 from braid.keys_command import add_keys_command
 from braid.media_command import add_media_command
 
 if TYPE_CHECKING:
-    from braid.config import BraidConfig
+    from braid.config import BraidConfig, ServeConfig
     from braid.factory import LLM
     from braid.llm_core.engine.messages import SamplingParams
 
 BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 BYTES |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
+DEFAULT_MODEL = "smollm2"
 BENCHMARKS = {"chat": "cpu_chat.py"}
 
 WRONG_ARGUMENTS = 2
@@ -64,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="a folder, a GGUF file, smollm2, or a hub id")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a folder, a GGUF file, smollm2, or a hub id")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--kernels", help="backend to prefer, as `braid kernels` lists them")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -81,7 +84,24 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--allow-remote", action="store_true", help="let --host be reached by other machines, keyless")
     parser.add_argument("--max-waiting", type=int, metavar="N", help="waiting requests before 429 (default: 256)")
-    parser.set_defaults(run=serve)
+    _add_media_options(parser)
+    parser.set_defaults(run=serve, model=None)
+
+
+def _add_media_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--video", metavar="PATH", help="an LTX-2 checkpoint, file or folder, for pictures and films")
+    parser.add_argument("--upsampler", metavar="PATH", help="its latent upsampler, for pipelines of two stages")
+    parser.add_argument("--distilled-lora", metavar="PATH", help="its distilled LoRA, for the same")
+    parser.add_argument("--lora", action="append", default=[], metavar="PATH[=STRENGTH]", help="may be repeated")
+    parser.add_argument("--video-dtype", metavar="DTYPE", help="float32 or bfloat16, of its networks")
+    parser.add_argument("--offload", choices=OFFLOADS, help="what leaves a GPU while it is not used (default: none)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="8-bit products: less memory, another result")
+    parser.add_argument("--data-dir", metavar="PATH", help="where jobs are kept (default: $BRAID_DATA_DIR)")
+    parser.add_argument("--job-database", metavar="URL", help="for servers that share a queue (default: in --data-dir)")
+    parser.add_argument("--server-name", default="", metavar="NAME", help="of one of several that share --data-dir")
+    parser.add_argument("--quota", type=parse_bytes, dest="quota_bytes", metavar="SIZE", help="of all stored jobs")
+    parser.add_argument("--max-films", type=int, metavar="N", help="films worked on side by side (default: 2)")
+    parser.add_argument("--max-pictures", type=int, metavar="N", help="pictures, the same (default: 4)")
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +153,40 @@ def config_from(arguments: argparse.Namespace) -> BraidConfig:
     )
 
 
+def serve_config_from(arguments: argparse.Namespace) -> ServeConfig:
+    """The server's configuration from the command line and the environment.
+
+    Raises:
+        InvalidRequest: a value that can never be right.
+    """
+    from braid.config import ServeConfig, VideoConfig
+    from braid.diffusion.jobs.directory import data_root
+    from braid.media_command import read_lora
+
+    takes_language_of_video = arguments.video is not None and arguments.model is None
+    arguments.model = arguments.model or DEFAULT_MODEL
+    video = None
+    if arguments.video is not None:
+        video = VideoConfig(
+            model=arguments.video,
+            upsampler=arguments.upsampler,
+            distilled_lora=arguments.distilled_lora,
+            loras=tuple(read_lora(word) for word in arguments.lora),
+            dtype=arguments.video_dtype,
+            offload=arguments.offload or OFFLOADS[0],
+            quantization=arguments.quantization,
+        )
+    named = {name: getattr(arguments, name) for name in ("job_database", "quota_bytes", "max_films", "max_pictures")}
+    return ServeConfig(
+        engine=config_from(arguments),
+        video=video,
+        takes_language_of_video=takes_language_of_video,
+        data_dir=str(data_root(arguments.data_dir, os.environ)),
+        server_name=arguments.server_name,
+        **{name: value for name, value in named.items() if value is not None},
+    )
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """`braid serve`."""
     import logging
@@ -142,7 +196,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     listen = Listen(host=arguments.host, port=arguments.port, allow_remote=arguments.allow_remote)
-    return serve_http(config_from(arguments), listen)
+    return serve_http(serve_config_from(arguments), listen)
 
 
 def chat(arguments: argparse.Namespace) -> int:

@@ -106,6 +106,50 @@ class VideoConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
 
 
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a server's engine process is made of.
+
+    Raises:
+        InvalidRequest: a field can never be right.
+    """
+
+    engine: BraidConfig = BraidConfig()
+    video: VideoConfig | None = None
+    takes_language_of_video: bool = False
+    """Chat with the language model that the video checkpoint names, whatever `engine.model` says."""
+    data_dir: str | None = None
+    """Where jobs and their files are kept; needed for a video model."""
+    job_database: str | None = None
+    """Any SQLAlchemy URL, for servers that share a queue; None is a file in `data_dir`."""
+    server_name: str = ""
+    """Servers that share a data directory have different names."""
+    quota_bytes: int = 64 << 30
+    """Of all that is kept."""
+    retention_s: float = 7 * 86400.0
+    """From a job's end to its removal."""
+    checkpoint_interval_s: float = 10.0
+    lease_s: float = 30.0
+    """How long the jobs of a server that is gone wait for another one."""
+    max_films: int = 2
+    """Films and sounds that are worked on side by side."""
+    max_pictures: int = 4
+    max_upload_bytes: int = 256 << 20
+    """Of one request."""
+
+    def __post_init__(self) -> None:
+        if self.video is not None and not self.data_dir:
+            raise MissingField("data_dir is not there: films are kept in it", param="data_dir")
+        for name in ("quota_bytes", "retention_s", "checkpoint_interval_s", "lease_s", "max_films", "max_pictures"):
+            if not getattr(self, name) > 0:
+                raise InvalidRequest(f"{name}={getattr(self, name)} must be above 0", param=name)
+        if self.max_upload_bytes < 1:
+            raise InvalidRequest(f"max_upload_bytes={self.max_upload_bytes} must be above 0", param="max_upload_bytes")
+
+    def seat(self, role: str) -> str:
+        """At the data directory: `engine` or `http`, of this server."""
+        return f"{role}@{self.server_name}" if self.server_name else role
+
+
 def _is_device(device: str) -> bool:
     kind, colon, index = device.partition(":")
     return kind in ("cpu", "cuda") and (not colon or (kind == "cuda" and index.isascii() and index.isdigit()))

@@ -92,7 +92,7 @@ def _make(arguments: argparse.Namespace, more: dict[str, Any], *, is_picture: bo
     with DiffGenerator.from_pretrained(
         arguments.model,
         device=arguments.device,
-        loras=[_lora(word) for word in arguments.lora],
+        loras=[read_lora(word) for word in arguments.lora],
         upsampler=arguments.upsampler,
         distilled_lora=arguments.distilled_lora,
         llm=arguments.llm,
@@ -114,7 +114,7 @@ def _make(arguments: argparse.Namespace, more: dict[str, Any], *, is_picture: bo
     return 0
 
 
-def _lora(word: str) -> LoraConfig:
+def read_lora(word: str) -> LoraConfig:
     """`PATH` or `PATH=STRENGTH`; several strengths, one a stage, with commas."""
     from braid.config import LoraConfig
     from braid.errors import InvalidRequest

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from braid.config import BraidConfig
+from braid.config import ServeConfig
 from braid.errors import BraidError, InvalidRequest
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.child_process import ChildProcess, start_child
@@ -74,7 +74,7 @@ class Listen:
             raise InvalidRequest(f"{message}; use 127.0.0.1, or say --allow-remote", param="host")
 
 
-def serve(config: BraidConfig, listen: Listen | None = None, *, engine_command: Sequence[str] | None = None) -> int:
+def serve(config: ServeConfig, listen: Listen | None = None, *, engine_command: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; returns the process's exit code.
 
     Args:
@@ -106,7 +106,7 @@ class Children:
         return start_child(self.command, generation)
 
 
-def child_command(config: BraidConfig) -> list[str]:
+def child_command(config: ServeConfig) -> list[str]:
     """How to spawn an engine. `-P`: the working directory is not searched for modules."""
     settings = msgspec.json.encode(config).decode()
     return [sys.executable, "-P", "-m", "braid.server", "--engine-child", "--config", settings]
@@ -152,14 +152,14 @@ def _runner() -> asyncio.Runner:
 
 
 async def _serve(
-    config: BraidConfig, listen: Listen, sock: socket.socket, children: Children, started: float
+    config: ServeConfig, listen: Listen, sock: socket.socket, children: Children, started: float
 ) -> None:
     from braid.rest.app import create_app
     from braid.rest.supervisor import Supervisor
 
     url = _url(listen.host, sock.getsockname()[1])
     greet = _greeting(url, started)
-    supervisor = Supervisor(children.start, name=config.model, first=children.first, on_ready=greet)
+    supervisor = Supervisor(children.start, name=config.engine.model, first=children.first, on_ready=greet)
     server = _http_server(create_app(supervisor), listen, supervisor)
     supervising = asyncio.create_task(supervisor.run())
     supervising.add_done_callback(lambda _: setattr(server, "should_exit", True))
@@ -225,16 +225,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m braid.server", description="The engine child of `braid serve`.")
     parser.add_argument("--engine-child", action="store_true", required=True)
-    parser.add_argument("--config", required=True, help="a BraidConfig as JSON")
+    parser.add_argument("--config", required=True, help="a ServeConfig as JSON")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    config = msgspec.json.decode(arguments.config, type=BraidConfig)
+    config = msgspec.json.decode(arguments.config, type=ServeConfig)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
-    def build(_tell: Tell) -> MediaEngine:
+    def build(tell: Tell) -> MediaEngine:
         from braid.serving import build_serving
 
-        return build_serving(config, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
+        return build_serving(config, tell, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
 
     return run_child(arguments, build)
 

@@ -1,72 +1,212 @@
-"""What an engine child serves: an engine with a language model at once, and media requests beside it."""
+"""What an engine child serves: chat at once; pictures, films and sound as soon as their model is loaded beside it."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from braid.config import BraidConfig
+from braid.config import ServeConfig
 from braid.diffusion.jobs.messages import Activity, ActivityRequest, Nudge, ResolveMedia
 from braid.errors import NotReady
 from braid.factory import build_engine
 from braid.llm_core.core import JournalEntry
 from braid.llm_core.engine.engine import Engine
-from braid.llm_core.engine.failure import failed
+from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.messages import EngineReady
-from braid.rest.wire_messages import WireSubmission
+from braid.rest.wire_messages import OwnEvent, WireSubmission
+
+if TYPE_CHECKING:
+    from braid.diffusion.jobs.runner import JobRunner
+    from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
+    from braid.video_factory import LoadedVideo
+
+logger = logging.getLogger("braid.engine")
 
 MEDIA = ("image", "video", "audio")
 NO_VIDEO_MODEL = "the server was started without a video model; start it with --video and the path of a checkpoint"
+SEAT_TIMEOUT_S = 15.0
+"""An engine that was killed a moment ago may still be ending."""
+
+Tell = Callable[[OwnEvent], None]
 
 
-def build_serving(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: None) -> Serving:
-    """Load the language model and serve it.
+def build_serving(config: ServeConfig, tell: Tell, *, on_crash: Callable[[], None] = lambda: None) -> Serving:
+    """Load the language model and serve it; a video model follows on a thread of its own.
 
+    Args:
+        tell: given what happens to jobs, and what more was loaded; from any thread.
+        on_crash: called if the engine's loop fails, or if another process does the work of this one.
     Raises:
-        BraidError: see `build_engine`.
+        BraidError: the language model cannot be loaded; of the video model, what its headers tell.
     """
-    return Serving(build_engine(config, on_crash=on_crash))
+    if config.video is None:
+        return Serving(build_engine(config.engine, on_crash=on_crash))
+    from braid.video_factory import check_language, language_of, open_video
+
+    checkpoint = open_video(config.video)
+    engine_config = config.engine
+    if config.takes_language_of_video:
+        engine_config = msgspec.structs.replace(engine_config, model=language_of(checkpoint))
+    engine = build_engine(engine_config, on_crash=on_crash)
+    try:
+        check_language(checkpoint, engine.parts.language)
+    except BaseException:
+        engine.close()
+        raise
+    serving = Serving(engine, why_no_media="the video model is loading")
+    serving.load(lambda: _with_jobs(config, checkpoint, engine, tell, on_crash), tell)
+    return serving
 
 
 class Serving:
-    """A `MediaEngine` in this process."""
+    """A `MediaEngine` in this process.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        why_no_media: why pictures, films and sound cannot be asked for.
+    """
+
+    def __init__(self, engine: Engine, *, why_no_media: str = NO_VIDEO_MODEL) -> None:
         self._engine = engine
+        self._why_no_media = why_no_media
+        self._runner: JobRunner | None = None
+        self._loading: threading.Thread | None = None
+        self._closing = threading.Lock()
+        self._is_closed = False
+
+    def load(self, load: Callable[[], JobRunner], tell: Tell) -> None:
+        """Load what is needed for media, on a thread of its own."""
+        self._loading = threading.Thread(target=self._load, args=(load, tell), name="braid-video-load", daemon=True)
+        self._loading.start()
+
+    def _load(self, load: Callable[[], JobRunner], tell: Tell) -> None:
+        try:
+            runner = load()
+        except Exception as error:  # chat goes on without
+            self._why_no_media = as_braid_error(error, "loading the video model").message
+            logger.error("there is no video model: %s", self._why_no_media)
+            tell(self.ready)
+            return
+        with self._closing:
+            if not self._is_closed:
+                self._runner = runner
+                tell(self.ready)
+                return
+        runner.close()
 
     @property
     def ready(self) -> EngineReady:
         """What is loaded so far."""
-        modalities = {"chat": "", **dict.fromkeys(MEDIA, NO_VIDEO_MODEL)}
-        return msgspec.structs.replace(self._engine.ready, modalities=modalities)
+        ready = self._engine.ready
+        able = {name for model in ready.models for name in model["capabilities"]}
+        why_not = {name: f"the video model makes no {name}" for name in MEDIA}
+        if self._runner is None:
+            able, why_not = able.difference(MEDIA), dict.fromkeys(MEDIA, self._why_no_media)
+        modalities = {name: "" if name in able else why_not[name] for name in MEDIA}
+        return msgspec.structs.replace(ready, modalities={"chat": ""} | modalities)
 
     def submit(self, request: WireSubmission, on_event: Callable[[Any], None]) -> None:
         """See `EngineHandle.submit`."""
         if isinstance(request, ActivityRequest):
             on_event(self._activity(request))
-        elif isinstance(request, ResolveMedia):
-            on_event(failed(request.id, NotReady(NO_VIDEO_MODEL)))
-        else:
+        elif not isinstance(request, ResolveMedia):
             self._engine.submit(request, on_event)
+        elif self._runner is None:
+            on_event(failed(request.id, NotReady(self._why_no_media)))
+        else:
+            self._runner.resolve(request, on_event)
 
     def send(self, nudge: Nudge) -> None:
-        """Take what has no answer."""
+        """Take what has no answer; what comes before the video model is there is found in the store."""
+        if self._runner is not None:
+            self._runner.send(nudge)
 
     def cancel(self, request_id: str, reason: str = "cancelled by the client") -> None:
         """See `EngineHandle.cancel`."""
         self._engine.cancel(request_id, reason)
 
     def close(self) -> None:
-        """See `EngineHandle.close`."""
+        """Put the jobs back in their queue, then stop the engine. Idempotent."""
+        with self._closing:
+            self._is_closed = True
+            runner = self._runner
+        if runner is not None:
+            runner.close()
         self._engine.close()
 
     def _activity(self, request: ActivityRequest) -> Activity:
         now = time.monotonic()
         entries = self._engine.scheduler.journal.since()
         return Activity(request.id, now, recent_steps(entries, since=now - request.seconds))
+
+
+def _with_jobs(
+    config: ServeConfig, checkpoint: LTX2Checkpoint, engine: Engine, tell: Tell, on_superseded: Callable[[], None]
+) -> JobRunner:
+    """The video model, and who does the stored jobs with it."""
+    from braid.diffusion.jobs.runner import JobRunner, RunnerLimits
+    from braid.diffusion.jobs.storage import JobStorage
+    from braid.diffusion.jobs.uploads import UploadLimits
+    from braid.video_factory import add_video
+
+    assert config.video is not None and config.data_dir is not None
+    storage = JobStorage.open(
+        Path(config.data_dir),
+        seat=config.seat("engine"),
+        url=config.job_database,
+        limits=job_limits(config),
+        seat_timeout_s=SEAT_TIMEOUT_S,
+    )
+    runner = JobRunner(
+        storage,
+        engine,
+        tell,
+        limits=RunnerLimits(max_films=config.max_films, max_pictures=config.max_pictures),
+        uploads=UploadLimits(max_bytes=config.max_upload_bytes),
+        on_superseded=on_superseded,
+    )
+    try:
+        loaded = add_video(engine, config.video, checkpoint, on_checkpoint=runner.take_state)
+        runner.begin(loaded.model, loaded.default_adapters, _facts(engine, loaded))
+    except BaseException:
+        runner.close()
+        raise
+    return runner
+
+
+def job_limits(config: ServeConfig) -> Any:
+    """The store's `JobLimits`; both processes of a server have the same."""
+    from braid.diffusion.jobs.storage import JobLimits
+
+    return JobLimits(
+        quota_bytes=config.quota_bytes,
+        retention_s=config.retention_s,
+        checkpoint_interval_s=config.checkpoint_interval_s,
+        lease_s=config.lease_s,
+        heartbeat_s=min(1.0, config.lease_s / 3),
+    )
+
+
+def _facts(engine: Engine, loaded: LoadedVideo) -> dict[str, Any]:
+    """What the bits of results depend on."""
+    from braid.diffusion.jobs.bit_facts import bit_facts
+
+    language = engine.parts.language
+    model = {
+        "name": loaded.model.checkpoint.path.name,
+        "language": None if language is None else language.name,
+        "dtype": str(loaded.model.facts.dtype).removeprefix("torch."),
+        "quantization": loaded.config.quantization,
+        "adapters": [adapter.name for adapter in loaded.model.adapters],
+        "has_upsampler": loaded.model.facts.has_upsampler,
+    }
+    backend = engine.parts.backend
+    return bit_facts(num_threads=backend.num_threads, device=backend.device, model=model)
 
 
 def recent_steps(entries: list[JournalEntry], *, since: float) -> tuple[dict[str, Any], ...]:

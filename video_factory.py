@@ -19,13 +19,18 @@ import torch
 
 from braid.config import BraidConfig, LoraConfig, VideoConfig
 from braid.diffusion.generator import DiffGenerator as DiffusionFace
+from braid.diffusion.model_facts import ModelFacts
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint, open_ltx2
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.text_encoder import TextEncoderSpec
-from braid.diffusion.params import AdapterChoice
+from braid.diffusion.params import AdapterChoice, GenerationParams
+from braid.diffusion.pipelines.choice import PIPELINES, PipelineChoice
+from braid.diffusion.pipelines.sampler_choice import SAMPLERS
 from braid.diffusion.prompts import LanguageModelFacts
+from braid.diffusion.validation import choose_pipeline
 from braid.errors import InvalidRequest, ModelNotFound, Unsupported
 from braid.factory import LLM, EngineParts, LoadedLanguage, build_engine, build_engine_without_language
+from braid.llm_core.core import Request
 from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.handle import EngineHandle
 
@@ -46,6 +51,7 @@ _SLOW_MODULES = (
     "diffusers.pipelines.ltx2.vocoder",
 )
 """Where the networks around the transformer come from: six seconds on two cores."""
+_DEFAULTS = ("height", "width", "num_frames", "frame_rate", "num_inference_steps")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
@@ -113,9 +119,17 @@ def check_language(checkpoint: LTX2Checkpoint, language: LoadedLanguage | None) 
         )
 
 
-def add_video(engine: Engine, config: VideoConfig, checkpoint: LTX2Checkpoint) -> LoadedVideo:
+def add_video(
+    engine: Engine,
+    config: VideoConfig,
+    checkpoint: LTX2Checkpoint,
+    *,
+    on_checkpoint: Callable[[Request, Any], None] = lambda request, state: None,
+) -> LoadedVideo:
     """Load a video model into a running engine; from any thread, chat goes on meanwhile.
 
+    Args:
+        on_checkpoint: told each state of a generation; on the engine's thread.
     Raises:
         Unsupported: the engine has a video model, or its language model is of no use to this one.
         ModelFileError: a number in the files is not finite, or a LoRA is for another model.
@@ -139,6 +153,7 @@ def add_video(engine: Engine, config: VideoConfig, checkpoint: LTX2Checkpoint) -
         dtype=_DTYPES[config.dtype],
         offload=config.offload,
         quantization=config.quantization,
+        on_checkpoint=on_checkpoint,
     )
     model.workload.delegate_to(engine.scheduler)
     engine.add(model.workload, _describe(model), release=model.close)
@@ -192,7 +207,42 @@ def _describe(model: Diffusion) -> dict[str, Any]:
         "architecture": f"ltx-{model.checkpoint.model_version or 2}",
         "capabilities": [*(["image"] if facts.has_video else []), *streams],
         "device": facts.device,
+        "generation": describe_generation(model),
     }
+
+
+def describe_generation(model: Diffusion) -> dict[str, Any]:
+    """What can be asked of a video model, as JSON, for those who have no model at hand."""
+    facts = model.facts
+    pipelines = [
+        {
+            "name": name,
+            "size_multiple": facts.geometry.size_multiple(is_two_stage=choice.num_stages > 1),
+            "needs": [need for need in ("video", "waveform", "images", "window") if getattr(choice, f"needs_{need}")],
+            "makes_video": choice.makes_video,
+            "defaults": {key: getattr(facts.presets[name], key) for key in _DEFAULTS},
+        }
+        for name, choice in PIPELINES.items()
+        if _is_there(choice, name, facts)
+    ]
+    return {
+        "default_pipeline": choose_pipeline(GenerationParams(), facts),
+        "frame_multiple": facts.geometry.video.time_factor,
+        "pipelines": pipelines,
+        "samplers": list(SAMPLERS),
+        "adapters": [adapter.name for adapter in model.adapters],
+        "has_audio": facts.has_audio,
+    }
+
+
+def _is_there(choice: PipelineChoice, name: str, facts: ModelFacts) -> bool:
+    """Whether the checkpoint has all parts for a pipeline."""
+    has_streams = facts.has_video if choice.makes_video else facts.has_audio
+    if not has_streams or (choice.needs_waveform and not facts.has_audio):
+        return False
+    # Second stages have few steps: those of a full model need its distilled LoRA to be any good.
+    has_distilled = name == "distilled" or facts.distilled_adapter is not None
+    return choice.num_stages == 1 or (facts.has_upsampler and has_distilled)
 
 
 # -- the faces ---------------------------------------------------------------------------------------------------------

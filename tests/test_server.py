@@ -20,17 +20,17 @@ import psutil
 import pytest
 
 from braid.benchmarks.http_chat import free_port
-from braid.config import BraidConfig
+from braid.config import BraidConfig, ServeConfig
 from braid.errors import InvalidRequest
 from braid.server import CannotListen, Listen, bind, child_command, serve
 
 CHILD = [sys.executable, str(Path(__file__).parent / "rest" / "scripted_child.py")]
 SERVE = """
 import json, sys
-from braid.config import BraidConfig
+from braid.config import BraidConfig, ServeConfig
 from braid.server import Listen, serve
 listen, command = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-sys.exit(serve(BraidConfig(model="scripted"), Listen(**listen), engine_command=command))
+sys.exit(serve(ServeConfig(engine=BraidConfig(model="scripted")), Listen(**listen), engine_command=command))
 """
 HEAVY = ("torch", "transformers", "numpy", "fastapi.testclient")
 
@@ -188,7 +188,7 @@ def test_a_port_in_use_is_told_before_anything_starts() -> None:
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(CannotListen, match=r"cannot listen on 127\.0\.0\.1:\d+: Address already in use.*--port"),
     ):
-        serve(BraidConfig(), Listen(port=taken.getsockname()[1]), engine_command=["false"])
+        serve(ServeConfig(), Listen(port=taken.getsockname()[1]), engine_command=["false"])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
@@ -215,8 +215,8 @@ def test_an_address_of_another_machine_cannot_be_bound() -> None:
 
 
 def test_the_child_gets_the_whole_config() -> None:
-    command = child_command(BraidConfig(model="m", aliases=("a",), num_threads=3))
-    assert json.loads(command[-1]) == {
+    command = child_command(ServeConfig(engine=BraidConfig(model="m", aliases=("a",), num_threads=3)))
+    assert json.loads(command[-1])["engine"] == {
         "model": "m",
         "aliases": ["a"],
         "device": None,

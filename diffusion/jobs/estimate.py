@@ -5,6 +5,7 @@ A job's own milliseconds are those of its steps on the device, whatever ran betw
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from braid.llm_core.scheduler.cost import CostModel
 
 _USUAL = {"encode_prompt": 200.0, "denoise": 1.0, "upsampled": 2.0, "decode": 40.0, "decode_audio": 5.0}
 """What a unit of each kind of stage weighs before any was measured; only their ratios mean something."""
+_LAST_STAGE = "write_file"
 _STATE_TENSORS = 12
 """Tensors of the size of the latents in a state, at most: of the stage under way, its sampler, and finished ones."""
 _NUM_CHECKPOINTS = 3
@@ -91,22 +93,25 @@ def expected_bytes(job: Job) -> int:
 
 
 class WorkModel:
-    """What stages take, learnt while jobs run. Used by one thread at a time."""
+    """What stages take, learnt while jobs run; several threads may use it."""
 
     def __init__(self) -> None:
         self._costs = CostModel()
         self._known: set[str] = set()
+        self._lock = threading.Lock()
 
     def observe(self, stage: StageWork, ms: float) -> None:
         """Learn what a whole stage took."""
-        self._known.add(stage.kind)
-        self._costs.observe(stage.kind, (1.0, stage.units), ms)
+        with self._lock:
+            self._known.add(stage.kind)
+            self._costs.observe(stage.kind, (1.0, stage.units), ms)
 
     def weights(self, job: Job) -> dict[str, float]:
         """Of its stages, by name: milliseconds where all of them are known, else a guess of their ratios."""
         stages = stages_of(job)
         if self._knows(stages):
-            return {stage.name: self._costs.predict(stage.kind, (1.0, stage.units)) for stage in stages}
+            with self._lock:
+                return {stage.name: self._costs.predict(stage.kind, (1.0, stage.units)) for stage in stages}
         return {stage.name: _USUAL[stage.kind] * stage.units for stage in stages}
 
     def seconds(self, job: Job) -> float | None:
@@ -175,10 +180,12 @@ class JobMeter:
             self._model.observe(stage, self._own_ms() - self._stage_began_ms)
 
     def _fraction_at(self, stage: str, step: int, num_steps: int) -> float:
-        """Stages without a weight come before or behind all others."""
-        total = sum(self._weights.values())
+        """Stages without a weight cost next to nothing."""
+        if stage == _LAST_STAGE:
+            return 1.0
         if stage not in self._weights:
             return self._fraction
+        total = sum(self._weights.values())
         before = 0.0
         for name, weight in self._weights.items():
             if name == stage:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.config import BraidConfig
+from braid.config import BraidConfig, ServeConfig
 from braid.errors import BraidError, EngineDied
 from braid.factory import LLM
 from braid.llm_core.engine.messages import Encoded, EncodeRequest, Event
@@ -27,7 +27,7 @@ PROMPTS = ["a red circle", "moves to the left, and there is sound"]
 
 
 def supervised(model: Path, body: Callable[[Supervisor], Awaitable[None]]) -> None:
-    command = child_command(BraidConfig(model=str(model), num_threads=1, memory_budget_bytes=1 << 28))
+    command = child_command(ServeConfig(engine=BraidConfig(model=str(model), num_threads=1, memory_budget_bytes=1 << 28)))
 
     async def run() -> None:
         ready = asyncio.Event()
