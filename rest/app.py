@@ -13,48 +13,83 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from braid.errors import BraidError
-from braid.llm_core.engine.handle import EngineHandle
+from braid.rest import page as web_page
 from braid.rest.body import UnknownFields
-from braid.rest.chat import chat_completions
-from braid.rest.completions import completions
 from braid.rest.errors import error_response, from_router
-from braid.rest.health import health, ready, stats
 from braid.rest.identity import IdentifyRequests
-from braid.rest.models import get_model, list_models
+from braid.rest.jobs import JobDesk
+from braid.rest.openapi import openapi
+from braid.rest.operations import OPERATIONS, Endpoint
+from braid.rest.page import WebPage, index, page_file
+from braid.rest.remote_files import RemoteFiles
+from braid.rest.wire_messages import MediaEngine
 
 logger = logging.getLogger("braid.rest")
 
 DEFAULT_MAX_BODY_BYTES = 16 << 20
-
-ROUTES = (
-    ("POST", "/v1/chat/completions", chat_completions),
-    ("POST", "/v1/completions", completions),
-    ("GET", "/v1/models", list_models),
-    ("GET", "/v1/models/{model:path}", get_model),
-    ("GET", "/health", health),
-    ("GET", "/ready", ready),
-    ("GET", "/stats", stats),
-)
+DEFAULT_MAX_UPLOAD_BYTES = 256 << 20
 
 
-def create_app(engine: EngineHandle, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> FastAPI:
-    """The ASGI app of an engine; who made the engine closes it."""
+def create_app(
+    engine: MediaEngine,
+    *,
+    desk: JobDesk | None = None,
+    remote_files: RemoteFiles | None = None,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES,
+) -> FastAPI:
+    """The ASGI app of an engine; who made the engine and the desk closes them.
+
+    Args:
+        desk: where jobs are kept; without one, nothing that is a job can be asked for.
+        remote_files: gets what requests name by URL; None refuses that.
+        max_body_bytes: of a request for text.
+        max_upload_bytes: of a request for media, with all its files.
+    """
     app = FastAPI(
         title="Braid",
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES],
+        routes=_routes(),
         openapi_url=None,
         redirect_slashes=False,
         exception_handlers={BraidError: _braid_error, HTTPException: _router_error},
     )
     app.add_middleware(IdentifyRequests)
     app.state.engine = engine
+    app.state.desk = desk
+    app.state.remote_files = remote_files or RemoteFiles()
     app.state.max_body_bytes = max_body_bytes
+    app.state.max_upload_bytes = max_upload_bytes
     app.state.unknown_fields = UnknownFields()
+    app.state.page = web_page.WebPage()
     app.state.created = int(time.time())
+    app.state.page = WebPage()
     return app
+
+
+def _routes() -> list[BaseRoute]:
+    """One for each path, so that a wrong method is told all that are right; general paths come last."""
+    endpoints: dict[str, dict[str, tuple[str, Endpoint]]] = {
+        "/": {"GET": ("page", web_page.index)},
+        "/page/{version}/{path:path}": {"GET": ("page_file", web_page.page_file)},
+        "/openapi.json": {"GET": ("openapi", openapi)},
+    }
+    for operation in OPERATIONS:
+        endpoints.setdefault(operation.path, {})[operation.method] = operation.name, operation.endpoint
+    paths = sorted(endpoints, key=lambda path: "{" in path)
+    page = [Route("/", index), Route("/page/{version}/{path:path}", page_file)]
+    return [*page, *(_route(path, endpoints[path]) for path in paths)]
+
+
+def _route(path: str, by_method: dict[str, tuple[str, Endpoint]]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await by_method[method][1](request)
+
+    name = by_method.get("GET", next(iter(by_method.values())))[0]
+    return Route(path, endpoint, methods=list(by_method), name=name)
 
 
 async def _braid_error(request: Request, error: Exception) -> Response:
@@ -64,5 +99,9 @@ async def _braid_error(request: Request, error: Exception) -> Response:
 
 async def _router_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    headers = {"allow": error.headers["Allow"]} if error.headers and "Allow" in error.headers else None
+    headers = {}
+    if error.headers and "Allow" in error.headers:  # the router has them in no order
+        allowed = ", ".join(sorted(error.headers["Allow"].split(", ")))
+        headers = {"allow": allowed}
+        error = HTTPException(error.status_code, error.detail, {"Allow": allowed})
     return error_response(from_router(error, method=request.method, path=request.url.path), headers=headers)

@@ -76,9 +76,11 @@ def error_body(error: BraidError) -> bytes:
 
 def error_response(error: BraidError, *, headers: dict[str, str] | None = None) -> Response:
     """The response for an error; a refusal that passes by itself says when to come again."""
-    headers = dict(headers or {})
+    headers = getattr(error, "headers", {}) | (headers or {})
     if error.status in (429, 503):
         headers["retry-after"] = str(math.ceil(retry_after_s(error)))
+    if error.status == 409:
+        headers["x-should-retry"] = "false"  # OpenAI's client would: no conflict of ours goes away by asking again
     if isinstance(error, BodyTooLarge):
         headers["connection"] = "close"  # else the rest of the body would be read to its end and thrown away
     return Response(error_body(error), error.status, headers, media_type="application/json")

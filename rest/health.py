@@ -3,21 +3,20 @@ are the engine's counters."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.errors import BraidError, NotReady
-from braid.llm_core.engine.failure import RequestFailed
-from braid.llm_core.engine.handle import EngineHandle
-from braid.llm_core.engine.messages import EngineReady, Failed, Stats, StatsRequest
-from braid.rest.exchange import EventQueue
+from braid.errors import BraidError
+from braid.llm_core.engine.messages import EngineReady, Stats, StatsRequest
+from braid.rest.ask import ask
+from braid.rest.wire_messages import MediaEngine
 
-MODALITIES = ("chat", "completions")
+MODALITIES = ("chat", "completions", "image", "video", "audio")
 
 ANSWER_TIMEOUT_S = 2.0
 """An engine that does not give its counters in this time is stuck, or buried in work: no place for new requests."""
@@ -30,13 +29,15 @@ async def health(request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """200 when something can be asked, else 503; the body tells each modality and the models."""
-    engine: EngineHandle = request.app.state.engine
+    engine: MediaEngine = request.app.state.engine
     try:
         state = _ready(engine.ready)
         await counters(engine)
     except BraidError as error:
-        return _json(_not_ready(error.message), status=503, headers={"retry-after": "1"})
-    return _json(state)
+        state = _not_ready(error.message)
+    if state["ready"]:
+        return _json(state)
+    return _json(state, status=503, headers={"retry-after": "1"})
 
 
 async def stats(request: Request) -> Response:
@@ -48,28 +49,39 @@ async def stats(request: Request) -> Response:
     return _json(await counters(request.app.state.engine))
 
 
-async def counters(engine: EngineHandle, *, timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
+async def counters(engine: MediaEngine, *, timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
     """What the engine counts about itself.
 
     Raises:
         NotReady: it does not answer.
         RequestFailed: it is gone.
     """
-    answers = EventQueue()
-    engine.submit(StatsRequest(id=f"stats-{secrets.token_hex(8)}"), answers.put)
-    try:
-        (answer,) = await asyncio.wait_for(answers.take(), timeout_s)
-    except TimeoutError:
-        raise NotReady(f"the engine has not answered for {timeout_s:g} s") from None
-    if isinstance(answer, Failed):
-        raise RequestFailed(answer)
+    answer = await ask(engine, StatsRequest(id=f"stats-{secrets.token_hex(8)}"), timeout_s=timeout_s)
     assert isinstance(answer, Stats)
     return answer.values
 
 
 def _ready(loaded: EngineReady) -> dict[str, Any]:
-    modalities = {name: {"ready": True, "reason": None} for name in MODALITIES}
-    return {"ready": True, "modalities": modalities, "generation": loaded.generation, "models": list(loaded.models)}
+    modalities = {name: _modality(loaded, name) for name in MODALITIES}
+    return {
+        "ready": any(modality["ready"] for modality in modalities.values()),
+        "modalities": modalities,
+        "generation": loaded.generation,
+        "models": list(loaded.models),
+    }
+
+
+def _modality(loaded: EngineReady, name: str) -> dict[str, Any]:
+    """As the engine says, or by what its models can do."""
+    reason = loaded.modalities.get("chat" if name == "completions" else name)
+    if reason is None:
+        can = any(_can(model.get("capabilities", ()), name) for model in loaded.models)
+        reason = "" if can else f"no model that makes {name} is loaded"
+    return {"ready": not reason, "reason": reason or None}
+
+
+def _can(capabilities: Collection[str], name: str) -> bool:
+    return name in capabilities or (name == "completions" and "chat" in capabilities)
 
 
 def _not_ready(reason: str) -> dict[str, Any]:

@@ -21,22 +21,25 @@ class ServedModel(msgspec.Struct, frozen=True):
     """What the engine calls it."""
 
 
-def resolve(ready: EngineReady, name: str | None) -> ServedModel:
+def resolve(ready: EngineReady, name: str | None, *, can: str | None = "chat") -> ServedModel:
     """Find a model by id or alias; no name is the first model.
 
+    Args:
+        can: what it must be able to do; None is anything.
     Raises:
         ModelNotFound: with the names that there are.
     """
-    if not ready.models:
+    able = [served for served in _served(ready) if can is None or can in _entry(ready, served).get("capabilities", ())]
+    if not able:
         raise ModelNotFound("no language model is served here", param="model")
     if not name:
-        first = ready.models[0]["id"]
-        return ServedModel(first, first)
-    for served in _served(ready):
+        return ServedModel(able[0].id, able[0].id)
+    for served in able:
         if served.name == name:
             return served
-    names = ", ".join(served.name for served in _served(ready))
-    raise ModelNotFound(f"model {name[:200]!r} is not served here; there is {names}", param="model")
+    names = ", ".join(served.name for served in able)
+    what = "is not served here" if can is None else f"is none that can {can} here"
+    raise ModelNotFound(f"model {name[:200]!r} {what}; there is {names}", param="model")
 
 
 async def list_models(request: Request) -> Response:
@@ -50,17 +53,23 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     """`GET /v1/models/{id}`; an id may hold slashes."""
     ready = request.app.state.engine.ready
-    return _json(_card(ready, resolve(ready, request.path_params["model"]), request.app.state.created))
+    return _json(_card(ready, resolve(ready, request.path_params["model"], can=None), request.app.state.created))
 
 
 def _served(ready: EngineReady) -> list[ServedModel]:
-    return [ServedModel(name, model["id"]) for model in ready.models for name in (model["id"], *model["aliases"])]
+    return [
+        ServedModel(name, model["id"]) for model in ready.models for name in (model["id"], *model.get("aliases", ()))
+    ]
 
 
 def _card(ready: EngineReady, served: ServedModel, created: int) -> dict[str, Any]:
-    model = next(model for model in ready.models if model["id"] == served.id)
+    model = _entry(ready, served)
     more = {key: value for key, value in model.items() if key not in ("id", "aliases")}
     return {"id": served.name, "object": "model", "created": created, "owned_by": "braid", "root": served.id, **more}
+
+
+def _entry(ready: EngineReady, served: ServedModel) -> dict[str, Any]:
+    return next(model for model in ready.models if model["id"] == served.id)
 
 
 def _json(body: object) -> Response:

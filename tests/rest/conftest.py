@@ -6,8 +6,10 @@ import asyncio
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +21,10 @@ from braid.rest.app import create_app
 sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages
 
 from scripted_engine import ScriptedEngine
+from scripted_studio import ScriptedStudio, telling
+
+from braid.diffusion.jobs.storage import JobStorage
+from braid.rest.jobs import JobDesk
 
 
 class LoopServer(uvicorn.Server):
@@ -42,6 +48,17 @@ class Server:
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """On which it runs."""
+        while not hasattr(self._server, "loop"):
+            time.sleep(0.001)
+        return self._server.loop
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Something on the server's event loop, from here."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     def num_tasks(self) -> int:
         """Unfinished tasks on the server's event loop."""
@@ -77,6 +94,52 @@ def engine(server: Server) -> Iterator[ScriptedEngine]:
 @pytest.fixture
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+class Studio:
+    """A server with a store of jobs and a scripted engine that works on them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.engine = ScriptedStudio(root)
+        self.storage = JobStorage.open(root, seat="http")
+        self.desk = JobDesk(self.storage, self.engine)
+        self.server = Server(create_app(self.engine, desk=self.desk, max_upload_bytes=1_000_000))
+
+    def __enter__(self) -> Studio:
+        self.server.__enter__()
+        self.engine.tell = telling(self.server.loop, self.desk.on_event)
+        self.server.run(self.desk.start())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.run(self.desk.close())
+        self.server.__exit__()
+        self.engine.close()
+        self.storage.close()
+
+
+@pytest.fixture(scope="session")
+def shared_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    with Studio(tmp_path_factory.mktemp("studio")) as running:
+        yield running
+
+
+@pytest.fixture
+def studio(shared_studio: Studio) -> Studio:
+    """One for all tests; what it remembers is forgotten for each."""
+    shared_studio.engine.resolved.clear()
+    shared_studio.engine.uploads.clear()
+    while not shared_studio.engine.cancelled.empty():
+        shared_studio.engine.cancelled.get()
+    return shared_studio
+
+
+@pytest.fixture
+def web(studio: Studio) -> Iterator[httpx.Client]:
+    """A client of the studio."""
+    with httpx.Client(base_url=studio.server.url, timeout=60) as client:
         yield client
 
 

@@ -150,7 +150,7 @@ RAW: list[tuple[str, str, bytes, dict[str, str], int, str]] = [
     ("GET", CHAT, b"", {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models", b"", {}, 405, "method_not_allowed"),
     ("POST", "/health", b"", {}, 405, "method_not_allowed"),
-    ("GET", "/", b"", {}, 404, "not_found"),
+    ("GET", "/nothing", b"", {}, 404, "not_found"),
     ("POST", "/v1/chat/completions/", b"{}", {}, 404, "not_found"),
     ("GET", "/v1/models/none/such", b"", {}, 404, "model_not_found"),
     ("POST", "/v2/chat", b"{}", {}, 404, "not_found"),
