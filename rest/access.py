@@ -1,22 +1,25 @@
-"""Who may use the server, from where, and how much: the settings, and the order in which an app applies them."""
+"""Who may use the server, from where, how much, and whom it asks on their behalf: what is said when it is started.
+
+Nothing heavy is imported here: the command line reads it before the engine is spawned. `protection` applies it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastapi import FastAPI
-
-from braid.rest.admission import AdmissionLimits, LimitRequests, RequestRates
-from braid.rest.authentication import Authenticate
-from braid.rest.cors import add_cors, check_origins
-from braid.rest.hosts import CheckHosts
+from braid.errors import InvalidRequest
 from braid.rest.keys import ApiKeys
-from braid.rest.security_headers import AddSecurityHeaders
+from braid.rest.limits import AdmissionLimits
+from braid.rest.webhook_secret import WebhookSecret
+
+_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a server is told about its clients when it is started.
+    """The settings.
 
     Raises:
         InvalidRequest: an origin is not one, or opens a server without keys to every page.
@@ -29,17 +32,32 @@ class Access:
     cors_origins: tuple[str, ...] = ()
     """Other sites whose pages may use it."""
     limits: AdmissionLimits = field(default_factory=AdmissionLimits)
+    allow_remote_urls: bool = False
+    """Whether pictures, films and sounds may be named by URL."""
+    trusted_hosts: tuple[str, ...] = ()
+    """Names that may be asked although they lead into a private network."""
+    webhook_secret: WebhookSecret | None = None
+    """None sends no webhooks."""
 
     def __post_init__(self) -> None:
-        check_origins(self.cors_origins, has_keys=self.keys is not None)
+        _check_origins(self.cors_origins, has_keys=self.keys is not None)
 
 
-def protect(app: FastAPI, access: Access) -> None:
-    """Put the checks in front of the routes. What is added later sees a request earlier."""
-    if access.limits.requests_per_minute is not None:
-        app.add_middleware(LimitRequests, rates=RequestRates(access.limits.requests_per_minute))
-    app.add_middleware(Authenticate, keys=access.keys)
-    add_cors(app, access.cors_origins)  # outside of authentication: browsers ask before they send a key
-    if access.keys is None:
-        app.add_middleware(CheckHosts, names=access.allowed_hosts, origins=access.cors_origins)
-    app.add_middleware(AddSecurityHeaders)
+def _check_origins(origins: Sequence[str], *, has_keys: bool) -> None:
+    """Raises:
+    InvalidRequest: an origin is not one; `*` where nobody is asked for a key.
+    """
+    for origin in origins:
+        if origin == "*":
+            if not has_keys:
+                raise InvalidRequest(
+                    "--cors-origin '*' would let every web page use a server that asks nobody for a key; "
+                    "name the origins, or give it --api-keys",
+                    param="cors_origin",
+                )
+        elif not _ORIGIN.fullmatch(origin):
+            raise InvalidRequest(
+                f"--cors-origin {origin[:100]!r} must be as browsers send it: https://name or http://name:port, small "
+                "letters and no path",
+                param="cors_origin",
+            )

@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from braid.errors import InvalidRequest
-from braid.rest.access import Access, protect
-from braid.rest.admission import AdmissionLimits
+from braid.rest.access import Access
 from braid.rest.keys import ApiKeys, new_key
+from braid.rest.limits import AdmissionLimits
+from braid.rest.protection import protect
 
 TOKEN, KEY = new_key("ann")
 KEYS = ApiKeys([KEY])

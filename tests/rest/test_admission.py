@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from braid.errors import InvalidRequest, Overloaded
-from braid.rest.admission import AdmissionLimits, QueueFull, RequestRates
+from braid.rest.admission import RequestRates
+from braid.rest.limits import AdmissionLimits, QueueFull
 
 
 class Clock:
