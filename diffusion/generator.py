@@ -26,6 +26,7 @@ from braid.diffusion.workload import Diffusion
 from braid.errors import InvalidRequest
 from braid.llm_core.core import RequestClass
 from braid.llm_core.engine.engine import WorkRequest
+from braid.llm_core.engine.face import EngineFace
 from braid.llm_core.engine.failure import RequestFailed
 from braid.llm_core.engine.messages import Failed
 from braid.llm_core.pipeline import Completed, Progressed
@@ -98,11 +99,11 @@ class Generation:
         self._cancel_unless_ended()
 
 
-class DiffGenerator:
+class DiffGenerator(EngineFace[FilmEngine]):
     """Generate with the video model of an engine.
 
     Args:
-        engine: shared with other faces; `close` closes it only if this face owns it.
+        engine, owns_engine: see `EngineFace`.
         model: the engine's.
         default_adapters: used by generations that name no `adapters`.
     """
@@ -115,10 +116,9 @@ class DiffGenerator:
         default_adapters: Sequence[AdapterChoice] = (),
         owns_engine: bool = False,
     ) -> None:
-        self.engine = engine
+        super().__init__(engine, owns_engine=owns_engine)
         self.model = model
         self._default_adapters = list(default_adapters)
-        self._owns_engine = owns_engine
 
     # -- generating ----------------------------------------------------------------------------------------------------
 
@@ -256,19 +256,6 @@ class DiffGenerator:
     def adapters(self) -> tuple[str, ...]:
         """The names of all that are loaded."""
         return tuple(adapter.name for adapter in self.model.adapters)
-
-    # -- the end -------------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Stop the engine, unless it was given."""
-        if self._owns_engine:
-            self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def default_choice(name: str, strength: float | Sequence[float]) -> AdapterChoice:

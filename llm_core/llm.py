@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 from braid.errors import InvalidRequest
+from braid.llm_core.engine.face import EngineFace
 from braid.llm_core.engine.failure import RequestFailed
 from braid.llm_core.engine.handle import EngineHandle, Submission
 from braid.llm_core.engine.messages import (
@@ -93,26 +94,8 @@ class HiddenStates:
     """(num_prompts, length) int64; 1 for tokens, 0 for padding."""
 
 
-class LLM:
-    """Talk to the language model of an engine.
-
-    Args:
-        engine: shared with other faces; `close` closes it only if this face owns it.
-    """
-
-    def __init__(self, engine: EngineHandle, *, owns_engine: bool = False) -> None:
-        self.engine = engine
-        self._owns_engine = owns_engine
-
-    def close(self) -> None:
-        if self._owns_engine:
-            self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class LLM(EngineFace[EngineHandle]):
+    """Talk to the language model of an engine."""
 
     # -- one answer
 

@@ -5,6 +5,7 @@ Source: specs of LTX-2, sections a.4 (frozen streams) and h.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -37,22 +38,23 @@ def audio_to_video(job: Job, state: PipelineState | None = None) -> Pipeline:
 
 def retake(job: Job, state: PipelineState | None = None) -> Pipeline:
     """A clip with a window of time made anew; all else stays as it is encoded."""
-    state = state or (yield from begin(job))
-    state = yield from _encode_clip(job, state)
-    state = yield from denoise_stage(job, state, guided_stage(job, job.grid()), _with_window(job, state))
-    return (
-        yield from decode(job, state, video=state.results["stage_1.video"], audio=state.results.get("stage_1.audio"))
-    )
+    return (yield from _from_clip(job, state, _with_window))
 
 
 def extend(job: Job, state: PipelineState | None = None) -> Pipeline:
     """A clip that begins with the last frames of another, picture and sound, and goes on."""
+    return (yield from _from_clip(job, state, _with_prefix))
+
+
+def _from_clip(
+    job: Job, state: PipelineState | None, streams: Callable[[Job, PipelineState], Part[Streams]]
+) -> Pipeline:
+    """One stage at full size that starts from the streams made of a clip."""
     state = state or (yield from begin(job))
     state = yield from _encode_clip(job, state)
-    state = yield from denoise_stage(job, state, guided_stage(job, job.grid()), _with_prefix(job, state))
-    return (
-        yield from decode(job, state, video=state.results["stage_1.video"], audio=state.results.get("stage_1.audio"))
-    )
+    state = yield from denoise_stage(job, state, guided_stage(job, job.grid()), streams(job, state))
+    video, audio = state.results["stage_1.video"], state.results.get("stage_1.audio")
+    return (yield from decode(job, state, video=video, audio=audio))
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------
