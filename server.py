@@ -55,23 +55,25 @@ class Listen:
     """Where HTTP listens, and how it stops.
 
     Raises:
-        InvalidRequest: an address that other machines reach, without `allow_remote`; one that does not exist.
+        InvalidRequest: an address that other machines reach, without keys or `allow_remote`; one that does not exist.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes a free one."""
+    has_keys: bool = False
+    """Who asks is asked for a key."""
     allow_remote: bool = False
-    """Nobody is asked for a key yet: everybody who reaches the port may use the server."""
+    """Without keys, too: everybody who reaches the port may use the server."""
     stop_grace_s: float = 10.0
     """Requests that run when a stop is asked for may take this long; then they are cancelled."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise InvalidRequest(f"port={self.port} must be between 0 and 65535", param="port")
-        if not self.allow_remote and not is_loopback(self.host):
+        if not (self.has_keys or self.allow_remote or is_loopback(self.host)):
             message = f"host={self.host!r} can be reached by other machines, and nobody is asked for a key"
-            raise InvalidRequest(f"{message}; use 127.0.0.1, or say --allow-remote", param="host")
+            raise InvalidRequest(f"{message}; use 127.0.0.1, give --api-keys, or say --allow-remote", param="host")
 
 
 def serve(config: ServeConfig, listen: Listen | None = None, *, engine_command: Sequence[str] | None = None) -> int:

@@ -192,10 +192,11 @@ def test_a_port_in_use_is_told_before_anything_starts() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_an_address_that_others_reach_needs_a_word_for_it(host: str) -> None:
-    with pytest.raises(InvalidRequest, match="--allow-remote"):
+def test_an_address_that_others_reach_needs_keys_or_a_word_for_it(host: str) -> None:
+    with pytest.raises(InvalidRequest, match="--api-keys, or say --allow-remote"):
         Listen(host=host)
     assert Listen(host=host, allow_remote=True).host == host
+    assert Listen(host=host, has_keys=True).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.8.8.8", "::1"])
