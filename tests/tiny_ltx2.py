@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ PREFIXES = {
 }  # fmt: skip
 TEXT_ENCODER = {"name": "smollm2", "hidden_size": 576, "num_layers": 30, "layers": [15, 30], "max_length": 16}
 """The embedded language model, of which two hidden states are taken."""
+STREAMS_OF = {"vae.": "video", "audio_vae.": "audio", "vocoder.": "audio"}
 NUM_REGISTERS = 8
 VIDEO_CHANNELS = 8
 SIZES = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2}
@@ -129,16 +130,25 @@ def _new_vocoder() -> Config:
     return {"vocoder": _generator([5, 4, 4, 2], [11, 8, 8, 4], **snakes), "bwe": extension}
 
 
-def tiny_tensors(config: Mapping[str, Any], *, seed: int = 0, text_width: int | None = None) -> dict[str, Tensor]:
-    """Every tensor of the official file, float32."""
+def tiny_tensors(
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    text_width: int | None = None,
+    streams: Sequence[str] = ("video", "audio"),
+) -> dict[str, Tensor]:
+    """Every tensor of the official file, float32; of one that has these streams only, if asked so."""
     checkpoint = CheckpointConfig(Path("tiny"), config)
     geometry = read_geometry(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     unknown = text_width or TEXT_ENCODER["hidden_size"] * len(TEXT_ENCODER["layers"])  # type: ignore[operator, arg-type]
-    streams = ("patchify_proj.weight", "audio_patchify_proj.weight")
+    entries = {"video": "patchify_proj.weight", "audio": "audio_patchify_proj.weight"}
+    of_streams = [entries[stream] for stream in streams]
     tensors: dict[str, Tensor] = {}
     for part, prefix in PREFIXES.items():
-        for name, shape in expected_of(checkpoint, geometry, part, streams).items():
+        if prefix in STREAMS_OF and STREAMS_OF[prefix] not in streams:
+            continue
+        for name, shape in expected_of(checkpoint, geometry, part, of_streams).items():
             known = [NUM_REGISTERS if "registers" in name else unknown, unknown]
             sizes = tuple(known[axis] if size is None else size for axis, size in enumerate(shape))
             in_transformer = name.startswith(("video_embeddings", "audio_embeddings"))
@@ -173,10 +183,17 @@ def official_metadata(
     return {"config": json.dumps(config), "model_version": f"{version}.0", "braid": json.dumps(own)}
 
 
-def write_checkpoint(path: Path, *, version: str = "2.3", seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """A whole toy checkpoint as an official file; gives its path."""
+def write_checkpoint(
+    path: Path,
+    *,
+    version: str = "2.3",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    streams: Sequence[str] = ("video", "audio"),
+) -> Path:
+    """A whole toy checkpoint, or one of these streams, as an official file; gives its path."""
     config = tiny_config(version)
-    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config, seed=seed).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config, seed=seed, streams=streams).items()}
     save_file(tensors, path, metadata=official_metadata(config, version=version))
     return path
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint, open_ltx2
+from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.operations import PromptEmbeds
 from braid.diffusion.workload import Diffusion
 from braid.llm_core.core import Request
@@ -51,6 +52,25 @@ def test_a_checkpoint_of_2_0_makes_a_film(tmp_path: Path) -> None:
     old = open_ltx2(tmp_path / "old.safetensors", upsampler=tmp_path / "upsampler.safetensors")
     wide = PromptEmbeds(embeds(1).video, embeds(2).video)  # the transformer projects captions of one width for both
     assert latents_of(old, pipeline="two_stage", prompt_embeds=wide, negative_prompt_embeds=wide)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.3"])
+@pytest.mark.parametrize("stream", ["video", "audio"])
+def test_a_file_of_one_stream_makes_what_it_can_from_a_prompt(tmp_path: Path, stream: str, version: str) -> None:
+    checkpoint = open_ltx2(write_checkpoint(tmp_path / "one.safetensors", version=version, streams=(stream,)))
+    diffusion, spec = Diffusion(checkpoint, Arena(BUDGET_BYTES)), checkpoint.text_encoder()
+    hidden_states = torch.randn(1, spec.max_length, spec.hidden_size, len(spec.layers))
+    with diffusion._components.using(Part.TEXT_PROJECTION) as projection:
+        projected = projection(hidden_states, torch.ones(1, spec.max_length, dtype=torch.int64))
+    assert (projected.video is None, projected.audio is None) == (stream == "audio", stream == "video")
+    scheduler, events = Scheduler([diffusion.workload]), []  # type: ignore[var-annotated]
+    job = diffusion.resolve(film(1, pipeline=None, prompt_embeds=projected, negative_prompt_embeds=projected))
+    assert job.pipeline == ("text_to_audio" if stream == "audio" else "one_stage")
+    scheduler.submit(Request("film", job, events.append))
+    while scheduler.run_once():
+        pass
+    made = events[-1].result
+    assert (made.frames is None, made.waveform is None) == (stream == "audio", stream == "video")
 
 
 def test_idle_networks_in_another_dtype_yield_and_come_back_with_the_same_bits(folder: Path) -> None:

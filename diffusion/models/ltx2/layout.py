@@ -6,7 +6,7 @@ text encoder, the number of learnable registers) is None.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from math import prod
 
@@ -52,19 +52,32 @@ def has_projection_per_stream(section: Section) -> bool:
     return bool(found)
 
 
-def text_tensors(section: Section) -> dict[str, Shape]:
-    """Of the feature extractor and the two connectors, with the names of their modules."""
-    video = connector_width(section, "")
-    audio = connector_width(section, "audio_")
-    name = "text_embedding_projection"
-    if has_projection_per_stream(section):
-        shapes = dict(_linear(f"{name}.video_aggregate_embed", video, None))
-        shapes.update(_linear(f"{name}.audio_aggregate_embed", audio, None))
-    else:
-        shapes = dict(_linear(f"{name}.aggregate_embed", video, None, has_bias=False))
-    shapes.update(_connector(section, "", "video_embeddings_connector"))
-    shapes.update(_connector(section, "audio_", "audio_embeddings_connector"))
+TEXT_STREAMS = {"video": "", "audio": "audio_"}
+"""What the keys of each stream's connector begin with in the config."""
+
+
+def text_tensors(section: Section, streams: Iterable[str] = TEXT_STREAMS) -> dict[str, Shape]:
+    """Of the feature extractor and the connectors of these streams, with the names of their modules."""
+    name, is_per_stream = "text_embedding_projection", has_projection_per_stream(section)
+    shapes: dict[str, Shape] = {}
+    if not is_per_stream:
+        shapes.update(_linear(f"{name}.aggregate_embed", connector_width(section, ""), None, has_bias=False))
+    for stream in streams:
+        prefix = TEXT_STREAMS[stream]
+        if is_per_stream:
+            shapes.update(_linear(f"{name}.{stream}_aggregate_embed", connector_width(section, prefix), None))
+        shapes.update(_connector(section, prefix, f"{stream}_embeddings_connector"))
     return shapes
+
+
+def text_streams(names: Iterable[str]) -> tuple[str, ...]:
+    """The streams of which there are tensors of a connector, or of a projection of its own."""
+    starts = [name.removeprefix("text_embedding_projection.") for name in names]
+    return tuple(
+        stream
+        for stream in TEXT_STREAMS
+        if any(start.startswith((f"{stream}_embeddings_connector.", f"{stream}_aggregate_embed.")) for start in starts)
+    )
 
 
 def _connector_integer(section: Section, prefix: str, key: str) -> int:

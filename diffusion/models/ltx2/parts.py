@@ -125,18 +125,27 @@ def check_parts(config: CheckpointConfig, geometry: Geometry, parts: Mapping[Par
         if part is Part.TRANSFORMER:
             _check_version(config, tensors)
         check_scales(config.path, tensors)
-        mistakes.compare(expected_of(config, geometry, part, tensors), tensors)
+        names = {*tensors, *parts.get(Part.TRANSFORMER, ())} if part is Part.TEXT_PROJECTION else tensors
+        mistakes.compare(expected_of(config, geometry, part, names), tensors)
     mistakes.raise_if_any(config.path)
 
 
 def expected_of(config: CheckpointConfig, geometry: Geometry, part: Part, names: Iterable[str]) -> Expected:
-    """Name to shape of every tensor of a part."""
+    """Name to shape of every tensor of a part.
+
+    Args:
+        names: of the part's tensors, which tell the streams that it has. Those of the text projection tell it with the
+            transformer's: it must serve the transformer's streams, and whatever it has of another must be whole.
+    """
     section = config.section(SECTIONS[part])
     match part:
         case Part.TRANSFORMER:
             return dict(expected_tensors(transformer_config(config, names)))
         case Part.TEXT_PROJECTION:
-            return layout.text_tensors(section)
+            names = set(names)
+            wanted = modalities_of(names) or tuple(layout.TEXT_STREAMS)
+            streams = [s for s in layout.TEXT_STREAMS if s in wanted or s in layout.text_streams(names)]
+            return layout.text_tensors(section, streams)
         case Part.VIDEO_ENCODER:
             return layout.video_encoder_tensors(section) | layout.video_statistics_tensors(section)
         case Part.VIDEO_DECODER:

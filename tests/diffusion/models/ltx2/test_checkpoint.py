@@ -62,6 +62,38 @@ def test_weights_are_views_of_the_file(tmp_path: Path) -> None:
     assert found.copied == sum(t.nbytes for t in copied.values())
 
 
+def _without(path: Path, *starts: str) -> Path:
+    """The same file less some tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(starts)}
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def test_the_text_projection_serves_the_streams_of_the_transformer_and_is_whole_in_others(tmp_path: Path) -> None:
+    connector = "model.diffusion_model.{}_embeddings_connector."
+    both, audio = ("video", "audio"), ("audio",)
+
+    def written(streams: tuple[str, ...]) -> Path:
+        return tiny_ltx2.write_checkpoint(tmp_path / f"{len(streams)}.safetensors", streams=streams)
+
+    assert open_ltx2(written(audio)).transformer_config().streams.video is None
+    with pytest.raises(ModelFileError, match=r"audio_embeddings_connector\.learnable_registers"):
+        open_ltx2(_without(written(audio), connector.format("audio")))
+    with pytest.raises(ModelFileError, match=r"video_embeddings_connector\.learnable_registers"):
+        open_ltx2(_without(written(both), connector.format("video")))
+    with_both = load_file(written(both))
+    video_text = {name: with_both[name] for name in with_both if "video_embed" in name or "video_aggregate" in name}
+    path = written(audio)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path) | video_text, path, metadata=metadata)
+    assert open_ltx2(path).has(Part.TEXT_PROJECTION)
+    with pytest.raises(ModelFileError, match=r"video_embeddings_connector\.learnable_registers"):
+        open_ltx2(_without(path, connector.format("video") + "learnable"))
+
+
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_a_diffusers_folder_is_the_same_model_as_the_official_file(
     tmp_path: Path, version: str, num_shards: int
