@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +14,7 @@ from braid.config import ServeConfig
 from braid.diffusion.jobs.messages import Activity, ActivityRequest, Nudge, ResolveMedia
 from braid.errors import NotReady
 from braid.factory import build_engine
+from braid.job_storage import open_jobs
 from braid.llm_core.core import JournalEntry
 from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.failure import as_braid_error, failed
@@ -30,8 +30,6 @@ logger = logging.getLogger("braid.engine")
 
 MEDIA = ("image", "video", "audio")
 NO_VIDEO_MODEL = "the server was started without a video model; start it with --video and the path of a checkpoint"
-SEAT_TIMEOUT_S = 15.0
-"""An engine that was killed a moment ago may still be ending."""
 
 Tell = Callable[[OwnEvent], None]
 
@@ -150,20 +148,12 @@ def _with_jobs(
 ) -> JobRunner:
     """The video model, and who does the stored jobs with it."""
     from braid.diffusion.jobs.runner import JobRunner, RunnerLimits
-    from braid.diffusion.jobs.storage import JobStorage
     from braid.diffusion.jobs.uploads import UploadLimits
     from braid.video_factory import add_video
 
-    assert config.video is not None and config.data_dir is not None
-    storage = JobStorage.open(
-        Path(config.data_dir),
-        seat=config.seat("engine"),
-        url=config.job_database,
-        limits=job_limits(config),
-        seat_timeout_s=SEAT_TIMEOUT_S,
-    )
+    assert config.video is not None
     runner = JobRunner(
-        storage,
+        open_jobs(config, "engine"),
         engine,
         tell,
         limits=RunnerLimits(max_films=config.max_films, max_pictures=config.max_pictures),
@@ -177,19 +167,6 @@ def _with_jobs(
         runner.close()
         raise
     return runner
-
-
-def job_limits(config: ServeConfig) -> Any:
-    """The store's `JobLimits`; both processes of a server have the same."""
-    from braid.diffusion.jobs.storage import JobLimits
-
-    return JobLimits(
-        quota_bytes=config.quota_bytes,
-        retention_s=config.retention_s,
-        checkpoint_interval_s=config.checkpoint_interval_s,
-        lease_s=config.lease_s,
-        heartbeat_s=min(1.0, config.lease_s / 3),
-    )
 
 
 def _facts(engine: Engine, loaded: LoadedVideo) -> dict[str, Any]:

@@ -196,8 +196,10 @@ class JobRunner:
 
     def send(self, nudge: Nudge) -> None:
         """There are new jobs, or one is to be cancelled."""
-        if isinstance(nudge, CancelJob):
-            self._inbox.put(partial(self._cancel, nudge.id))
+        if isinstance(nudge, CancelJob):  # at once: the runner's thread may be writing a large state
+            run = self._runs.get(nudge.id)
+            if run is not None:
+                self._stop(run)
         self._inbox.put(self._claim)
 
     def resolve(self, request: ResolveMedia, on_event: Callable[[Any], None]) -> None:
@@ -321,6 +323,7 @@ class JobRunner:
             work=delivery if state is None else Resumed(delivery, state),
             request_class=RequestClass.STANDARD if run.media.kind == "image" else RequestClass.BATCH,
             tenant=run.lease.job.owner,
+            traceparent=_traceparent(run.lease.job),
         )
         self._engine.submit(request, lambda event: self._inbox.put(partial(self._hear, run, event)))
 
@@ -375,11 +378,6 @@ class JobRunner:
             self._engine.cancel(run.id, error.message)
 
     # -- ends ----------------------------------------------------------------------------------------------------------
-
-    def _cancel(self, job_id: str) -> None:
-        run = self._runs.get(job_id)
-        if run is not None:
-            self._stop(run)
 
     def _stop(self, run: _Run) -> None:
         run.is_cancelled = True
@@ -453,3 +451,8 @@ class JobRunner:
             run = self._runs.get(request_id.partition("/")[0])
             if run is not None:
                 run.own_ms += part_ms
+
+
+def _traceparent(job: JobRecord) -> str | None:
+    """The HTTP request that asked for it, which is sampled: else it would have no ids."""
+    return f"00-{job.trace_id}-{job.span_id}-01" if job.trace_id and job.span_id else None

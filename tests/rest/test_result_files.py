@@ -27,7 +27,8 @@ PROMPTS = ["a red circle", "moves to the left, and there is sound"]
 
 
 def supervised(model: Path, body: Callable[[Supervisor], Awaitable[None]]) -> None:
-    command = child_command(ServeConfig(engine=BraidConfig(model=str(model), num_threads=1, memory_budget_bytes=1 << 28)))
+    config = BraidConfig(model=str(model), num_threads=1, memory_budget_bytes=1 << 28)
+    command = child_command(ServeConfig(engine=config))
 
     async def run() -> None:
         ready = asyncio.Event()
