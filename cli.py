@@ -25,7 +25,7 @@ BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 BYTES |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 DEFAULT_MODEL = "smollm2"
-BENCHMARKS = {"chat": "cpu_chat.py"}
+BENCHMARKS = {"chat": "cpu_chat.py", "quality": "quality.py"}
 
 WRONG_ARGUMENTS = 2
 """Exit code, as argparse uses it."""
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     film = commands.add_parser("video", help="make a film with sound")
     add_media_command(film, parse_bytes, is_picture=False)
     add_media_command(commands.add_parser("image", help="make a picture"), parse_bytes, is_picture=True)
-    _add_bench(commands.add_parser("bench", help="measure speed"))
+    _add_bench(commands.add_parser("bench", help="measure speed, and how much of a prompt is filmed"))
     add_keys_command(commands.add_parser("keys", help="make API keys"))
     models = commands.add_parser("models", help="what can be given to --model")
     models.set_defaults(run=list_models)

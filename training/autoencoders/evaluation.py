@@ -11,7 +11,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from braid.training.autoencoders.audio import mel_frames
 from braid.training.autoencoders.drawing import draw
 from braid.training.autoencoders.pools import LARGE, SMALL
 from braid.training.world.captions import claims_of
-from braid.training.world.checker import read_clip, verdicts
 from braid.training.world.hearing import sound_of
+from braid.training.world.judging import Tally, judged, read_film
 from braid.training.world.scene import Scene, sample_scene
 from braid.training.world.sound import render_sound
 from braid.training.world.vocabulary import SAMPLE_RATE, STYLES
@@ -124,23 +124,6 @@ def psnr(ours: Tensor, truth: Tensor) -> float:
     return float(-10 * torch.log10(square.clamp(min=1e-10)))
 
 
-@dataclass
-class Tally:
-    """Counts what was asked and what was right, by the kind of claim."""
-
-    right: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def add(self, kind: str, is_right: bool) -> None:
-        self.right[kind] += is_right
-        self.asked[kind] += 1
-
-    def shares(self) -> dict[str, float]:
-        """Of each kind, and of all."""
-        shares = {kind: round(self.right[kind] / self.asked[kind], 4) for kind in sorted(self.asked)}
-        return shares | {"all": round(sum(self.right.values()) / max(1, sum(self.asked.values())), 4)}
-
-
 def judge(clips: Iterable[Clip]) -> dict[str, Any]:
     """PSNR, and the share of claims that the checker finds right, of every way that a clip went."""
     ratios: dict[str, list[float]] = defaultdict(list)
@@ -154,7 +137,7 @@ def judge(clips: Iterable[Clip]) -> dict[str, Any]:
                 ratios[way].append(psnr(frames, clip.frames[f"drawn_{way.split('_')[1]}"]))
             _tally_pictures(clip.scene, frames, seen[way])
         for way, (sound, rate) in clip.sounds.items():
-            heard[way].add(clip.scene.sound, sound_of(sound, rate) == clip.scene.sound)
+            heard[way].add([(clip.scene.sound, sound_of(sound, rate) == clip.scene.sound)])
     return {
         "num_scenes": count,
         "psnr": {way: round(sum(values) / len(values), 2) for way, values in ratios.items()},
@@ -165,10 +148,8 @@ def judge(clips: Iterable[Clip]) -> dict[str, Any]:
 
 
 def _tally_pictures(scene: Scene, frames: Tensor, tally: Tally) -> None:
-    claims = [claim for claim in claims_of(scene) if claim.kind != "sound"]
-    report = read_clip(frames, style=scene.style)
-    for claim, is_right in zip(claims, verdicts(claims, report), strict=True):
-        tally.add(claim.kind, is_right)
+    seen = [claim.kind for claim in claims_of(scene) if claim.kind != "sound"]
+    tally.add(judged(scene, read_film(scene, frames), seen))
 
 
 def untrained_scenes(number: int, seed: int) -> list[Scene]:

@@ -24,6 +24,7 @@ from braid.training.denoiser.material import add_sources, prepare
 from braid.training.denoiser.shards import read_shards
 from braid.training.denoiser.training_run import Recipe, TrainingRun
 from braid.training.run_options import run_parser
+from braid.training.world.judging import untrained_prompts
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def show(
 ) -> None:
     """A first stage, then for half of the prompts the second one, twice as large and unguided; a sheet of each."""
     settings = settings or samples.Settings()
-    prompts = samples.untrained_prompts(num_prompts, seed=1)
+    prompts = untrained_prompts(num_prompts, seed=1)
     texts = [prompt.text for prompt in prompts]
     first = sampler.sample(texts, settings)
     small = sampler.films(first)

@@ -5,7 +5,6 @@ The transformer is the one that serves; batches make it fast here, and differ fr
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,14 +36,12 @@ from braid.diffusion.positions import VideoGrid, audio_positions, video_position
 from braid.diffusion.samplers import euler
 from braid.diffusion.sampling_state import Evaluation, drive
 from braid.diffusion.schedules import STAGE_2_SIGMAS, ltx2_sigmas
-from braid.training.autoencoders.evaluation import Autoencoders, Tally
+from braid.training.autoencoders.evaluation import Autoencoders
 from braid.training.denoiser.compact_language_model import CompactLanguageModel
 from braid.training.denoiser.configs import Shape
 from braid.training.denoiser.connectors import Connectors, Text
 from braid.training.denoiser.latent_pools import FRAME_RATE
-from braid.training.world.captions import caption, claims_of
-from braid.training.world.checker import read_clip, verdicts
-from braid.training.world.scene import Scene, sample_scene
+from braid.training.world.judging import Prompt, Tally, Verdict, judged, read_film
 
 NUM_FRAMES = 25
 SHOWN_FRAMES = (0, 6, 12, 18, 24)
@@ -221,35 +218,17 @@ def _there(value: Tensor | None) -> Tensor:
     return value
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked for, in words and as a scene."""
-
-    text: str
-    scene: Scene
-
-
-def untrained_prompts(number: int, seed: int) -> list[Prompt]:
-    """Combinations that were not trained on."""
-    rng = random.Random(seed)
-    scenes = [sample_scene(rng, held_out=True) for _ in range(number)]
-    return [Prompt(caption(scene, rng), scene) for scene in scenes]
-
-
 def claims_right(prompts: Sequence[Prompt], films: Sequence[Film]) -> dict[str, float]:
     """The share of claims that the checker finds right, by kind, and of all."""
     tally = Tally()
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(_judged, prompts, films):
-            for kind, is_right in found:
-                tally.add(kind, is_right)
+            tally.add(found)
     return tally.shares()
 
 
-def _judged(prompt: Prompt, film: Film) -> list[tuple[str, bool]]:
-    claims = claims_of(prompt.scene)
-    found = verdicts(claims, read_clip(film.frames, film.waveform, film.sample_rate))
-    return [(claim.kind, is_right) for claim, is_right in zip(claims, found, strict=True)]
+def _judged(prompt: Prompt, film: Film) -> list[Verdict]:
+    return judged(prompt.scene, read_film(prompt.scene, film.frames, film.waveform, film.sample_rate))
 
 
 def save_sheet(path: Path, prompts: Sequence[Prompt], films: Sequence[Film]) -> None:

@@ -22,6 +22,7 @@ from braid.training.denoiser.noise_levels import draw_refining_sigmas, draw_sigm
 from braid.training.denoiser.optimisation import rate_share
 from braid.training.denoiser.shards import NUM_SHARDS, read_shards
 from braid.training.denoiser.training_run import KINDS, Recipe, TrainingRun
+from braid.training.world.judging import untrained_prompts
 from braid.training.world.scene import sample_scene
 from braid.training.world.sound import render_sound
 
@@ -153,7 +154,7 @@ def test_prompts_become_films_that_the_checker_reads(run, autoencoders, language
     models = open_autoencoders(autoencoders, CPU)
     weights = {name: value.bfloat16().float() for name, value in run.weights.averages.items()}
     sampler = samples.Sampler(run.shape, weights, language_model, models, CPU)
-    prompts = samples.untrained_prompts(2, seed=1)
+    prompts = untrained_prompts(2, seed=1)
     settings = samples.Settings(size=16, num_frames=17, num_steps=2, batch_size=1)
     first = sampler.sample([prompt.text for prompt in prompts], settings)
     begun = sampler.upsampled(first)
