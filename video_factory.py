@@ -6,7 +6,6 @@ have the shape of the one that the video checkpoint was trained with; another on
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -41,16 +40,6 @@ DEFAULT_VIDEO = "braid-tiny"
 WITHOUT_LANGUAGE = "none"
 """In the place of a language model's name: prompts are then given as embeds."""
 DEFAULT_LANGUAGE = "smollm2"
-_SLOW_MODULES = (
-    "av",
-    "diffusers.models.autoencoders.autoencoder_kl_ltx2",
-    "diffusers.models.autoencoders.autoencoder_kl_ltx2_audio",
-    "diffusers.models.embeddings",
-    "diffusers.pipelines.ltx2.connectors",
-    "diffusers.pipelines.ltx2.latent_upsampler",
-    "diffusers.pipelines.ltx2.vocoder",
-)
-"""Where the networks around the transformer come from: six seconds on two cores."""
 _DEFAULTS = ("height", "width", "num_frames", "frame_rate", "num_inference_steps")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
@@ -164,8 +153,8 @@ def add_video(
 
 
 def _prepare(checkpoint: LTX2Checkpoint) -> None:
-    """What takes seconds and would otherwise be done by the first step that needs it, while chat waits: reading every
-    number once, and importing the classes of networks.
+    """Read every number once: it takes seconds, and would otherwise be done by the first step that needs it, while chat
+    waits. `Diffusion` imports what builds the networks, for the same reason.
 
     Raises:
         ModelFileError: a number is not finite.
@@ -174,9 +163,6 @@ def _prepare(checkpoint: LTX2Checkpoint) -> None:
     if checkpoint.upsampler is not None:
         for tensor in checkpoint.upsampler.tensors.values():
             tensor.check_finite()
-    if checkpoint.parts.keys() - {Part.TRANSFORMER}:
-        for name in _SLOW_MODULES:
-            importlib.import_module(name)
 
 
 def _adapter_files(config: VideoConfig) -> dict[str, Path]:
