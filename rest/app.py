@@ -17,14 +17,16 @@ from starlette.routing import BaseRoute, Route
 
 from braid.errors import BraidError
 from braid.rest import page as web_page
+from braid.rest.access import Access
 from braid.rest.body import UnknownFields
 from braid.rest.errors import error_response, from_router
 from braid.rest.identity import IdentifyRequests
 from braid.rest.jobs import JobDesk
 from braid.rest.openapi import openapi
 from braid.rest.operations import OPERATIONS, Endpoint
-from braid.rest.page import WebPage, index, page_file
+from braid.rest.protection import protect
 from braid.rest.remote_files import RemoteFiles
+from braid.rest.webhooks import Webhooks
 from braid.rest.wire_messages import MediaEngine
 
 logger = logging.getLogger("braid.rest")
@@ -37,7 +39,9 @@ def create_app(
     engine: MediaEngine,
     *,
     desk: JobDesk | None = None,
+    access: Access | None = None,
     remote_files: RemoteFiles | None = None,
+    webhooks: Webhooks | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES,
 ) -> FastAPI:
@@ -45,7 +49,9 @@ def create_app(
 
     Args:
         desk: where jobs are kept; without one, nothing that is a job can be asked for.
+        access: who may ask; None asks nobody for a key, and serves known hosts and our own page only.
         remote_files: gets what requests name by URL; None refuses that.
+        webhooks: tell the ends of jobs; None refuses requests for that.
         max_body_bytes: of a request for text.
         max_upload_bytes: of a request for media, with all its files.
     """
@@ -56,16 +62,17 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={BraidError: _braid_error, HTTPException: _router_error},
     )
+    protect(app, access or Access())
     app.add_middleware(IdentifyRequests)
     app.state.engine = engine
     app.state.desk = desk
     app.state.remote_files = remote_files or RemoteFiles()
+    app.state.webhooks = webhooks
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.unknown_fields = UnknownFields()
     app.state.page = web_page.WebPage()
     app.state.created = int(time.time())
-    app.state.page = WebPage()
     return app
 
 
@@ -79,8 +86,7 @@ def _routes() -> list[BaseRoute]:
     for operation in OPERATIONS:
         endpoints.setdefault(operation.path, {})[operation.method] = operation.name, operation.endpoint
     paths = sorted(endpoints, key=lambda path: "{" in path)
-    page = [Route("/", index), Route("/page/{version}/{path:path}", page_file)]
-    return [*page, *(_route(path, endpoints[path]) for path in paths)]
+    return [_route(path, endpoints[path]) for path in paths]
 
 
 def _route(path: str, by_method: dict[str, tuple[str, Endpoint]]) -> Route:

@@ -79,7 +79,7 @@ async def chat_completions(request: Request) -> Response:
     check_supported(body)
     model = resolve(state.engine.ready, body.model)
     generate = chat_request(body, model=model, request_id=completion_id("chatcmpl"))
-    generate = msgspec.structs.replace(generate, traceparent=request.state.traceparent)
+    generate = msgspec.structs.replace(generate, traceparent=request.state.traceparent, tenant=request.state.owner)
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     form = ChatFormat(generate.id, model.name, include_usage=include_usage, has_logprobs=bool(body.logprobs))
     return await answer(request, state.engine, [generate], form, is_stream=bool(body.stream))
@@ -267,9 +267,7 @@ class ChatFormat:
             Choice(index, Message("".join(done.texts)), self._logprobs(done.logprobs), done.finish_reason)
             for index, done in sorted(self._answers.items())
         ]
-        return self._encode(
-            Completion(self._id, "chat.completion", self._created, self._model, choices, self._usage)
-        )
+        return self._encode(Completion(self._id, "chat.completion", self._created, self._model, choices, self._usage))
 
     def _text_chunks(self, event: TextDelta) -> list[bytes]:
         if not event.text and not event.logprobs:

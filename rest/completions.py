@@ -71,7 +71,11 @@ async def completions(request: Request) -> Response:
     model = resolve(state.engine.ready, body.model)
     answer_id = completion_id("cmpl")
     requests = completion_requests(
-        body, model=model, answer_id=answer_id, traceparent=request.state.traceparent
+        body,
+        model=model,
+        answer_id=answer_id,
+        traceparent=request.state.traceparent,
+        tenant=request.state.owner,
     )
     form = CompletionFormat(
         answer_id,
@@ -85,7 +89,7 @@ async def completions(request: Request) -> Response:
 
 
 def completion_requests(
-    body: CompletionBody, *, model: ServedModel, answer_id: str, traceparent: str | None
+    body: CompletionBody, *, model: ServedModel, answer_id: str, traceparent: str | None, tenant: str = ""
 ) -> list[GenerateRequest]:
     """One engine request a prompt, in order.
 
@@ -106,6 +110,7 @@ def completion_requests(
             sampling=sampling,
             request_class=urgency,
             traceparent=traceparent,
+            tenant=tenant,
             echo=bool(body.echo),
         )
         for number, prompt in enumerate(read_prompts(body.prompt))
