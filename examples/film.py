@@ -1,4 +1,4 @@
-"""A film with sound, step by step, while the same engine chats; then a picture of the same seed.
+"""A film with sound, step by step, while the same engine chats; then a picture of the same seed, made in one stage.
 
     python examples/film.py CHECKPOINT "a red fox runs through snow" [--upsampler FILE] [--distilled-lora FILE]
 """
@@ -28,7 +28,8 @@ def main() -> None:
             print(f"{update.elapsed_s:6.1f} s  {update.stage} {update.step}/{update.num_steps}{seen}")
         film = generation.result()
         print(f"{film.path}: seconds by stage {film.timings}")
-        print(generator.generate(arguments.prompt, num_frames=1, seed=film.seed).save("picture.png"))
+        picture = generator.generate(arguments.prompt, pipeline="one_stage", num_frames=1, seed=film.seed)
+        print(picture.save("picture.png"))
 
 
 if __name__ == "__main__":
