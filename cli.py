@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from braid.access_options import add_access_options, read_access
 from braid.config import OFFLOADS, QUANTIZATIONS
 from braid.errors import BraidError, InvalidRequest
 from braid.keys_command import add_keys_command
@@ -85,6 +86,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-remote", action="store_true", help="let --host be reached by other machines, keyless")
     parser.add_argument("--max-waiting", type=int, metavar="N", help="waiting requests before 429 (default: 256)")
     _add_media_options(parser)
+    add_access_options(parser)
     parser.set_defaults(run=serve, model=None)
 
 
@@ -195,8 +197,14 @@ def serve(arguments: argparse.Namespace) -> int:
     from braid.server import serve as serve_http
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    listen = Listen(host=arguments.host, port=arguments.port, allow_remote=arguments.allow_remote)
-    return serve_http(serve_config_from(arguments), listen)
+    access = read_access(arguments, os.environ)
+    listen = Listen(
+        host=arguments.host,
+        port=arguments.port,
+        has_keys=access.keys is not None,
+        allow_remote=arguments.allow_remote,
+    )
+    return serve_http(serve_config_from(arguments), listen, access)
 
 
 def chat(arguments: argparse.Namespace) -> int:

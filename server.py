@@ -30,7 +30,9 @@ from braid.rest.child_process import ChildProcess, start_child
 if TYPE_CHECKING:
     import uvicorn
 
+    from braid.rest.access import Access
     from braid.rest.child import Tell
+    from braid.rest.remote_files import RemoteFiles
     from braid.rest.supervisor import Supervisor
     from braid.rest.wire_messages import MediaEngine
 
@@ -76,10 +78,17 @@ class Listen:
             raise InvalidRequest(f"{message}; use 127.0.0.1, give --api-keys, or say --allow-remote", param="host")
 
 
-def serve(config: ServeConfig, listen: Listen | None = None, *, engine_command: Sequence[str] | None = None) -> int:
+def serve(
+    config: ServeConfig,
+    listen: Listen | None = None,
+    access: Access | None = None,
+    *,
+    engine_command: Sequence[str] | None = None,
+) -> int:
     """Serve until SIGINT or SIGTERM; returns the process's exit code.
 
     Args:
+        access: who may ask; None asks nobody for a key.
         engine_command: what to spawn instead of this module's child.
 
     Raises:
@@ -92,7 +101,7 @@ def serve(config: ServeConfig, listen: Listen | None = None, *, engine_command: 
     with bind(listen) as sock:
         children = Children(command, first=start_child(command, 1))
         with _runner() as runner:
-            runner.run(_serve(config, listen, sock, children, started))
+            runner.run(_serve(config, listen, access, sock, children, started))
     return 0
 
 
@@ -154,7 +163,12 @@ def _runner() -> asyncio.Runner:
 
 
 async def _serve(
-    config: ServeConfig, listen: Listen, sock: socket.socket, children: Children, started: float
+    config: ServeConfig,
+    listen: Listen,
+    access: Access | None,
+    sock: socket.socket,
+    children: Children,
+    started: float,
 ) -> None:
     from braid.rest.app import create_app
     from braid.rest.supervisor import Supervisor
@@ -162,7 +176,7 @@ async def _serve(
     url = _url(listen.host, sock.getsockname()[1])
     greet = _greeting(url, started)
     supervisor = Supervisor(children.start, name=config.engine.model, first=children.first, on_ready=greet)
-    server = _http_server(create_app(supervisor), listen, supervisor)
+    server = _http_server(create_app(supervisor, access=access, remote_files=_remote_files(access)), listen, supervisor)
     supervising = asyncio.create_task(supervisor.run())
     supervising.add_done_callback(lambda _: setattr(server, "should_exit", True))
     try:
@@ -201,6 +215,15 @@ def _http_server(app: Callable[..., object], listen: Listen, supervisor: Supervi
     return Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=timeout_s)
     )
+
+
+def _remote_files(access: Access | None) -> RemoteFiles:
+    from braid.rest.guarded_http import GuardedClient
+    from braid.rest.remote_files import RemoteFiles
+
+    if access is None or not access.allow_remote_urls:
+        return RemoteFiles()
+    return RemoteFiles(GuardedClient(trusted_hosts=access.trusted_hosts))
 
 
 def _url(host: str, port: int) -> str:
