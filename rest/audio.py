@@ -18,6 +18,7 @@ from braid.rest.media_fields import (
     PRIORITY,
     PROMPT,
     USER,
+    WEBHOOK,
     Field,
     Table,
     argument_fields,
@@ -37,6 +38,7 @@ GENERATE: Table = (
         "distilled_adapter", "enhance_prompt", "sigmas",
     ),
     PRIORITY,
+    WEBHOOK,
     *USER,
 )  # fmt: skip
 _OF_PICTURES = ("height", "width", "images", "video", "waveform", "window", "num_context_frames", "stage_2_sigmas")

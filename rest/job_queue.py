@@ -38,11 +38,6 @@ def place_of(job: JobRecord, unfinished: Sequence[JobRecord], progress: Progress
     return Place(position, _sum([remaining_s(other, progress) for other in (*ahead, job)]))
 
 
-def work_left_s(unfinished: Sequence[JobRecord], progress: Progress) -> float | None:
-    """How long all of them take, one after the other; None if that is not known of one."""
-    return _sum([remaining_s(job, progress) for job in unfinished])
-
-
 def remaining_s(job: JobRecord, progress: Progress) -> float | None:
     """How long a job still takes once it is its turn."""
     estimate: float | None = job.facts.get(ESTIMATE)

@@ -158,6 +158,7 @@ USER = (
     Field("user", TEXT, "accepted for clients that send it; owners are told apart by their keys"),
     Field("safety_identifier", TEXT, "accepted for clients that send it"),
 )
+WEBHOOK = Field("webhook_url", TEXT, "is told when the job has ended, where the server sends webhooks")
 QUALITY = Field(
     "quality",
     choice("auto", "standard", "medium", "low", "high", "hd", "xhigh", "max"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from braid.diffusion.jobs.outbox import WEBHOOK_URL
 from braid.diffusion.jobs.records import JobRecord
 from braid.errors import InvalidRequest
 from braid.rest.form import MediaBody, Upload
@@ -16,6 +17,7 @@ from braid.rest.jobs import Asked
 from braid.rest.media_models import MediaModel, media_model
 from braid.rest.media_refs import MediaInputs, MediaRef
 from braid.rest.sampling import PRIORITIES
+from braid.rest.webhooks import check_webhook_url
 
 MAX_KEY = 200
 """Of an idempotency key: pictures of one request add their number to it."""
@@ -42,6 +44,9 @@ class MediaRequest:
         self._desk = desk_of(request)
         self.inputs = MediaInputs(self._desk, seer_of(request), request.app.state.remote_files)
         self._priority = fields.pop("priority", None)
+        webhook_url = fields.pop(WEBHOOK_URL, None)
+        if webhook_url is not None:
+            self.facts[WEBHOOK_URL] = check_webhook_url(request.app.state.webhooks, webhook_url)
         for name in ("user", "safety_identifier"):
             fields.pop(name, None)
         self.model: MediaModel = media_model(request.app.state.engine.ready, fields.pop("model", None), kind)

@@ -19,6 +19,7 @@ from braid.rest.media_fields import (
     PROMPT,
     QUALITY,
     USER,
+    WEBHOOK,
     Field,
     Table,
     arguments_without,
@@ -39,14 +40,22 @@ _FIRST_FRAME: Table = (
 _SIZE: Table = (Field("size", SIZE, "WIDTHxHEIGHT; becomes the nearest size that the model makes; or auto"), QUALITY)
 _CLIP = Field("video", REF, "the film: a file, or the id of a finished job", is_required=True)
 
-CREATE: Table = (*_SHARED, *_SIZE, *_FIRST_FRAME, *arguments_without(), PRIORITY, *USER)
-EXTEND: Table = (*_SHARED, _CLIP, *arguments_without("video", "pipeline", "window", "images"), PRIORITY, *USER)
+CREATE: Table = (*_SHARED, *_SIZE, *_FIRST_FRAME, *arguments_without(), PRIORITY, WEBHOOK, *USER)
+EXTEND: Table = (
+    *_SHARED,
+    _CLIP,
+    *arguments_without("video", "pipeline", "window", "images"),
+    PRIORITY,
+    WEBHOOK,
+    *USER,
+)
 EDIT: Table = (
     *_SHARED,
     _CLIP,
     Field(STRENGTH, ranged(NUMBER, 0, 1), "without a window: how strongly the first frame is kept; 1 if left out"),
     *arguments_without("video", "pipeline", "images"),
     PRIORITY,
+    WEBHOOK,
     *USER,
 )
 

@@ -49,7 +49,10 @@ STUDIO = {
     "capabilities": ["image", "video", "audio"],
     "generation": {
         "default_pipeline": "one_stage",
-        "pipelines": [pipeline("one_stage", 32), pipeline("two_stage_hq", 64), pipeline("text_to_audio", 1)],
+        "pipelines": [
+            *(pipeline(name, 32) for name in ("one_stage", "extend", "retake", "text_to_audio")),
+            pipeline("two_stage_hq", 64),
+        ],
         "frame_multiple": 8,
     },
 }
@@ -125,7 +128,7 @@ class ScriptedStudio(ScriptedEngine):
                 self._awake.clear()
                 continue
             try:
-                status = self._run(lease)
+                status = self._do(lease)
             except JobCancelled:
                 self._worker.acknowledge_cancel(lease)
                 status = "cancelled"
@@ -134,7 +137,7 @@ class ScriptedStudio(ScriptedEngine):
                 continue
             self.tell(JobEnded(lease.job_id, status))
 
-    def _run(self, lease: Lease) -> str:
+    def _do(self, lease: Lease) -> str:
         prompt = lease.job.params["prompt"]
         self._worker.heartbeat(lease, progress=1, stage="stage_1")
         if "!fail" in prompt:

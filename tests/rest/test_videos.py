@@ -324,6 +324,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "x", "adapters": [["a"]]}, "invalid_type", "adapters.0"),
     ({"prompt": "x", "adapters": [{"path": "/a"}]}, "unknown_parameter", "adapters.0.path"),
     ({"prompt": "x", "priority": "urgent"}, "invalid_value", "priority"),
+    ({"prompt": "x", "webhook_url": "https://example.org/x"}, "unsupported_parameter", "webhook_url"),
     ({"prompt": "!refuse"}, "invalid_value", "height"),
 ]  # type: ignore[list-item]
 
