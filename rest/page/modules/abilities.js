@@ -26,7 +26,7 @@ export function abilities(models) {
     defaultPipeline: generation.default_pipeline ?? null,
     frameMultiple: generation.frame_multiple ?? 8,
     hasAudio: generation.has_audio ?? (media ? has(media, "audio") : false),
-    loras: generation.loras ?? [],
+    loras: generation.loras ?? (generation.adapters ?? []).map((name) => ({ name, strengths: [1] })),
   };
 }
 
@@ -46,6 +46,11 @@ export function pipelineOf(able, mode, name) {
 
 export function pipelineName(name) {
   return PIPELINE_NAMES[name] ?? name.replaceAll("_", " ");
+}
+
+/** Whether it follows a guidance scale and a negative prompt; a distilled model does not. */
+export function isGuided(pipeline) {
+  return pipeline?.has_guidance ?? pipeline?.name !== "distilled";
 }
 
 /** What a pipeline does where nothing is said. */

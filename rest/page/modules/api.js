@@ -50,7 +50,7 @@ export class Api {
    */
   async request(path, { method = "GET", json, form, signal, isQuiet = false, headers = {} } = {}) {
     let response = await this.#send(path, { method, json, form, signal, headers });
-    if (response.status === 401 && !isQuiet) {
+    while (response.status === 401 && !isQuiet) {
       const error = await readError(response);
       if (!(await this.#newKey(error.message))) throw error;
       response = await this.#send(path, { method, json, form, signal, headers });

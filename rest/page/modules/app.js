@@ -8,7 +8,7 @@ import { byId, show } from "./dom.js";
 import { Easel } from "./easel.js";
 import { Gallery } from "./gallery.js";
 import { Loom } from "./loom.js";
-import { ServerState } from "./server_state.js";
+import { ServerState, isMediaComing } from "./server_state.js";
 import { Conversations, Settings } from "./store.js";
 import { connectTheme } from "./theme.js";
 import { Threads } from "./threads.js";
@@ -61,7 +61,7 @@ connectTheme(settings, () => loom.repaint());
 byId("key-button").addEventListener("click", async () => {
   const key = await keyDialog.ask();
   if (key) keyStore.set(key);
-  server.look();
+  server.unlock();
 });
 addEventListener("hashchange", showView);
 showView();
@@ -84,14 +84,16 @@ function showServer({ server: state, reason, models, modalities }) {
   const isReady = state === "ready";
   document.body.dataset.server = state;
   byId("server-text").textContent = words(state, models);
+  byId("server-text").title = reason || words(state, models);
   const banner = byId("banner");
-  show(banner, state === "offline");
-  banner.textContent = state === "offline" ? reason : "";
+  const isStuck = state === "offline" || state === "locked";
+  show(banner, isStuck);
+  banner.textContent = isStuck ? reason : "";
+  byId("chat-input").placeholder = state === "loading" ? "The engine is loading; you can write already" : "Write a message";
   if (isReady) showModels(abilities(models), modalities);
   else {
     chat.pause();
     easel.pause();
-    if (state === "loading") byId("server-text").title = reason;
   }
   loom.isReady = isReady;
 }
@@ -102,7 +104,7 @@ function showModels(able, modalities) {
   show(byId("studio-absent"), !isMedia);
   show(byId("easel"), isMedia);
   const waiting = ["video", "image"].map((name) => modalities[name]?.reason).find(Boolean);
-  const isComing = !isMedia && /load|start/i.test(waiting ?? "");
+  const isComing = !isMedia && isMediaComing(modalities);
   byId("absent-title").textContent = isComing ? "The video model is loading" : "No video model is loaded";
   show(byId("absent-text"), !isComing);
   show(byId("absent-command"), !isComing);
@@ -114,7 +116,8 @@ function showModels(able, modalities) {
 
 function words(state, models) {
   if (state === "offline") return "Not reachable";
-  if (state === "loading") return "The engine is loading…";
+  if (state === "locked") return "Needs an API key";
+  if (state === "loading") return "Loading…";
   const names = models.filter((model) => model.root === undefined || model.root === model.id).map(({ id }) => id);
   return names.join(" + ");
 }

@@ -171,6 +171,7 @@ export class Chat {
     const message = { role: "assistant", content: "" };
     const card = this.#add(message);
     card.element.classList.add("is-writing");
+    card.draw();
     this.#running = new AbortController();
     this.#showButtons();
     this.#stirLoom();
@@ -245,7 +246,7 @@ export class Chat {
       if (message.thread !== undefined) element.classList.add(`thread-${message.thread}`);
       words.replaceChildren(...(message.role === "user" ? [message.content] : render(parse(message.content))));
       notes.replaceChildren(...noteOf(message));
-      if (!element.classList.contains("is-writing")) tools.replaceChildren(...this.#tools(message));
+      tools.replaceChildren(...(element.classList.contains("is-writing") ? [] : this.#tools(message)));
       if (isAtEnd) this.#scroll.scrollTop = this.#scroll.scrollHeight;
     };
     draw();

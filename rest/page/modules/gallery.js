@@ -21,6 +21,7 @@ export class Gallery {
   #drawings = new Set();
   #isLoaded = false;
   #kinds = [];
+  #problem = "";
   #threads;
   #timer = 0;
   #viewer;
@@ -69,6 +70,7 @@ export class Gallery {
   /** The newest works of the server. */
   async refresh() {
     clearTimeout(this.#timer);
+    this.#problem = "";
     const lists = await Promise.all(this.#kinds.map((kind) => this.#list(kind)));
     lists.forEach((jobs, index) => jobs.forEach((job) => this.#take(this.#kinds[index], job)));
     if (lists.length && !lists.some((jobs) => jobs.failed)) this.#dropMissing(lists);
@@ -86,8 +88,9 @@ export class Gallery {
       const known = this.#cursors.get(kind);
       if (after || !known) this.#cursors.set(kind, { last: page.last_id ?? page.data.at(-1)?.id, hasMore: page.has_more });
       return page.data;
-    } catch {
-      return Object.assign([], { failed: true }); // the masthead says when the server is away
+    } catch (error) {
+      this.#problem = error.isOffline ? "" : error.message; // the masthead says when the server is away
+      return Object.assign([], { failed: true });
     }
   }
 
@@ -172,7 +175,7 @@ export class Gallery {
     }
     work.job = { ...work.job, id };
     this.#works.set(id, work);
-    this.#threads.name(id, nameOf(work));
+    this.#threads.rename(drawing.id, id);
   }
 
   // -- cards -----------------------------------------------------------------------------------------------------------
@@ -203,16 +206,20 @@ export class Gallery {
     work.card = new WorkCard(this.#api, {
       kind,
       isNew,
-      colour: this.#threads.colourOf(job.id),
       onOpen: () => this.#viewer.open(work),
       onCancel: () => this.#cancel(work),
     });
-    this.#threads.name(job.id, nameOf(work));
+    if (!isFinal(job)) this.#colour(work); // what is finished is on the loom no more
     work.card.update(job, work.live);
     this.#works.set(job.id, work);
     const older = [...this.#works.values()].filter((other) => other !== work && other.job.created_at <= job.created_at);
     older.sort((one, other) => other.job.created_at - one.job.created_at);
     byId("works").insertBefore(work.card.element, older[0]?.card.element ?? null);
+  }
+
+  #colour(work) {
+    this.#threads.name(work.job.id, nameOf(work));
+    work.card.colour = this.#threads.colourOf(work.job.id);
   }
 
   #remove(id) {
@@ -226,6 +233,7 @@ export class Gallery {
 
   #showState() {
     show(byId("gallery-empty"), this.#isLoaded && this.#works.size === 0);
+    byId("gallery-empty").textContent = this.#problem || "What you make appears here, and stays when you reload.";
     show(byId("gallery-more"), [...this.#cursors.values()].some(({ hasMore }) => hasMore));
     const running = [...this.#works.values()].filter(({ job }) => !isFinal(job)).length;
     byId("gallery-count").textContent = running ? `${running} being made` : "";

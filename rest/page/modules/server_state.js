@@ -3,9 +3,10 @@
 const WAITING_MS = 1500;
 const READY_MS = 10_000;
 
-/** Tells `onChange` of a state: `{server: "loading" | "ready" | "offline", reason, modalities, models}`. */
+/** Tells `onChange` of a state: `{server: "loading" | "ready" | "locked" | "offline", reason, modalities, models}`. */
 export class ServerState {
   #api;
+  #isLocked = false;
   #last = "";
   #onChange;
   #timer = 0;
@@ -19,12 +20,18 @@ export class ServerState {
     addEventListener("offline", () => this.look());
   }
 
+  /** There is another key: it may open what was locked. */
+  unlock() {
+    this.#isLocked = false;
+    return this.look();
+  }
+
   /** Ask now, and from time to time again. */
   async look() {
     clearTimeout(this.#timer);
     const state = await this.#ask();
     clearTimeout(this.#timer);
-    const isWaiting = state.server !== "ready" || Object.values(state.modalities).some((one) => isComing(one));
+    const isWaiting = state.server !== "ready" || isMediaComing(state.modalities);
     this.#timer = setTimeout(() => { if (!document.hidden) this.look(); }, isWaiting ? WAITING_MS : READY_MS);
     const told = JSON.stringify(state);
     if (told === this.#last) return;
@@ -36,10 +43,12 @@ export class ServerState {
     try {
       const ready = await this.#ready();
       if (!ready.ready) return { server: "loading", reason: firstReason(ready), modalities: ready.modalities, models: [] };
-      this.models = (await this.#api.json("v1/models")).data;
+      this.models = (await this.#api.json("v1/models", { isQuiet: this.#isLocked })).data;
+      this.#isLocked = false;
       return { server: "ready", reason: "", modalities: ready.modalities, models: this.models };
     } catch (error) {
-      const server = error.isOffline ? "offline" : "loading";
+      this.#isLocked = error.status === 401; // whoever has no key is not asked again and again
+      const server = error.isOffline ? "offline" : this.#isLocked ? "locked" : "loading";
       return { server, reason: error.message, modalities: {}, models: [] };
     }
   }
@@ -55,8 +64,10 @@ export class ServerState {
   }
 }
 
-function isComing(modality) {
-  return !modality.ready && /load|start|wait/i.test(modality.reason ?? "");
+/** Whether a model for pictures or films is on its way into memory. */
+export function isMediaComing(modalities) {
+  return ["video", "image"].some((name) => /\b(is|are|being) (still )?load(ing|ed)\b/.test(modalities[name]?.reason ?? "")
+    && !/^no /.test(modalities[name].reason));
 }
 
 function firstReason(ready) {

@@ -1,6 +1,6 @@
 /** The fields under the prompt: only those that the chosen pipeline of the loaded model understands. */
 
-import { defaultsOf, mostFrames, pipelineName, pipelineOf, pipelinesOf, shapes } from "./abilities.js";
+import { defaultsOf, isGuided, mostFrames, pipelineName, pipelineOf, pipelinesOf, shapes } from "./abilities.js";
 import { byId, h, icon, show } from "./dom.js";
 import { length } from "./words.js";
 
@@ -77,7 +77,6 @@ export class SettingsForm {
 
   #all() {
     const defaults = defaultsOf(this.#pipeline);
-    const isGuided = this.#pipeline?.has_guidance !== false;
     const parts = [this.#pipelines()];
     if (this.#mode !== "audio") {
       const step = this.#pipeline?.size_multiple ?? 32;
@@ -87,9 +86,9 @@ export class SettingsForm {
     if (this.#mode !== "image") parts.push(this.#number("frame_rate", "Frames a second", defaults.frame_rate, { min: 1, step: "any" }));
     parts.push(this.#number("num_inference_steps", "Steps", defaults.num_inference_steps, { min: 1, step: 1 }));
     parts.push(this.#seed());
-    if (isGuided) parts.push(...this.#guidance(defaults));
+    if (isGuided(this.#pipeline)) parts.push(...this.#guidance(defaults));
     if (this.#able.loras.length) parts.push(this.#loraList());
-    if (isGuided) parts.push(this.#negative(defaults));
+    if (isGuided(this.#pipeline)) parts.push(this.#negative(defaults));
     return parts.filter(Boolean);
   }
 
@@ -120,7 +119,7 @@ export class SettingsForm {
   }
 
   #number(name, label, placeholder, attributes) {
-    const input = h("input", { type: "number", id: `set-${name}`, inputmode: "decimal", placeholder: placeholder ?? "", ...attributes });
+    const input = h("input", { type: "number", id: `set-${name}`, inputmode: "decimal", placeholder: placeholder ?? "As the model likes", ...attributes });
     this.#fields[name] = input;
     if (name === "width" || name === "height") input.addEventListener("change", () => this.#sizeWasWritten());
     return h("label", { class: "field" }, `${label} `, input);

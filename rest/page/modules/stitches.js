@@ -2,6 +2,11 @@
 
 const LANGUAGE = "language";
 
+/** What one request has another workload do (`video_1/0`) is its own work. */
+const rootOf = (id) => id.split("/")[0];
+
+const endOf = (step) => step.end_s ?? step.start_s + step.ms / 1000;
+
 /** The last steps of the device, by this machine's clock. */
 export class Stitches {
   #seen = new Set();
@@ -24,7 +29,7 @@ export class Stitches {
       const key = `${step.workload}:${step.kind}:${step.start_s}`;
       if (this.#seen.has(key)) continue;
       this.#seen.add(key);
-      this.#steps.push({ ...step, key });
+      this.#steps.push({ key, workload: step.workload, from: step.start_s, to: endOf(step), requests: step.requests.map(rootOf) });
     }
     this.#forget(activity.now_s - this.keptS);
   }
@@ -34,8 +39,8 @@ export class Stitches {
     if (this.#offset === null) return [];
     const shifted = this.#steps.map((step) => ({
       row: step.workload === LANGUAGE ? 0 : 1,
-      from: step.start_s + this.#offset,
-      to: step.end_s + this.#offset,
+      from: step.from + this.#offset,
+      to: step.to + this.#offset,
       requests: step.requests,
     }));
     return shifted.filter((bar) => bar.to > since && bar.from < until);
@@ -56,7 +61,7 @@ export class Stitches {
   }
 
   #forget(before) {
-    const isOld = (step) => step.end_s < before;
+    const isOld = (step) => step.to < before;
     for (const step of this.#steps.filter(isOld)) this.#seen.delete(step.key);
     this.#steps = this.#steps.filter((step) => !isOld(step));
   }

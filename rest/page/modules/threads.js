@@ -18,6 +18,12 @@ export class Threads {
     this.#of(id).text = text;
   }
 
+  /** The same request has another id by now. */
+  rename(id, newId) {
+    this.#known.set(newId, this.#of(id));
+    this.#known.delete(id);
+  }
+
   nameOf(id) {
     return this.#known.get(id)?.text ?? null;
   }

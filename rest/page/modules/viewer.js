@@ -4,9 +4,10 @@ import { byId, h, icon, iconButton, show } from "./dom.js";
 import { pipelineName } from "./abilities.js";
 import { contentPath } from "./requests.js";
 import { isFinal, sizeOf } from "./work_card.js";
-import { stageName } from "./words.js";
+import { shortened, stageName } from "./words.js";
 
 const VARIANT = { video: "video", image: "image", audio: "audio" };
+const LONG = 120;
 const SUFFIX = { video: ".mp4", image: ".png", audio: ".wav" };
 
 /** A dialog; `handlers`: `onReuse`, `onExtend`, `onRemix`, `onDelete`, `onCancel`. */
@@ -140,7 +141,13 @@ function facts({ kind, job }) {
     ["Made", job.completed_at ? `${new Date(job.completed_at * 1000).toLocaleString()}${took(job)}` : null],
     ["Id", job.id],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return h("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+  return h("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, folded(String(value)))]));
+}
+
+/** A long text behind its beginning. */
+function folded(text) {
+  if (text.length <= LONG) return text;
+  return h("details", {}, h("summary", {}, shortened(text, LONG / 2)), text);
 }
 
 function took(job) {

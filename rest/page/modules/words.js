@@ -15,6 +15,8 @@ const STAGES = {
   vocode: "Making the sound",
   mux: "Writing the file",
   write: "Writing the file",
+  write_file: "Writing the file",
+  extend: "Going on from the clip",
   queued: "Waiting its turn",
 };
 

@@ -27,15 +27,20 @@ export class WorkCard {
   #prompt = h("p", { class: "work-prompt" });
   #sign;
 
-  constructor(api, { kind, colour, isNew, onOpen, onCancel }) {
+  constructor(api, { kind, isNew, onOpen, onCancel }) {
     this.#api = api;
     this.kind = kind;
     this.#sign = icon(ICONS[kind]);
     this.#sign.classList.add("large");
     this.#face = h("button", { type: "button", class: "work-face is-waiting", onclick: onOpen }, this.#sign, this.#picture, this.#badge);
     this.#cancel = iconButton("close", "Cancel", onCancel);
-    this.element = h("li", { class: `work thread-${colour}${isNew ? " is-new" : ""}` }, this.#face,
+    this.element = h("li", { class: `work${isNew ? " is-new" : ""}` }, this.#face,
       h("div", { class: "work-words" }, this.#prompt, this.#bar, h("div", { class: "work-line" }, this.#line, this.#cancel)));
+  }
+
+  /** The number of its thread's colour. */
+  set colour(colour) {
+    this.element.classList.add(`thread-${colour}`);
   }
 
   /** @param live what the events said beside the job: stage, step, num_steps, eta_s, preview */

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { abilities, defaultsOf, mostFrames, pipelineOf, pipelinesOf, shapes } from "../../../rest/page/modules/abilities.js";
+import { isMediaComing } from "../../../rest/page/modules/server_state.js";
 
 const CHAT = { id: "c", root: "c", capabilities: ["chat"] };
 const MEDIA = {
@@ -56,4 +57,18 @@ test("shapes have the model's multiples and the default is one of them", () => {
 test("the longest film has a length that the model can do", () => {
   assert.equal(mostFrames({ num_frames: 121, frame_rate: 24 }, 8) % 8, 1);
   assert.equal(mostFrames({ num_frames: 9, frame_rate: 24 }, 8), 25);
+});
+
+test("a model on its way is told from one that is not there", () => {
+  const video = (reason) => isMediaComing({ video: { ready: false, reason } });
+  assert.ok(video("the video model is loading"));
+  assert.ok(video("the model ltx is still loading"));
+  assert.ok(!video("no model that makes video is loaded"));
+  assert.ok(!video("the server was started without a video model; start it with --video and the path of a checkpoint"));
+  assert.ok(!video(null));
+});
+
+test("the names of adapters are LoRAs of full strength", () => {
+  const able = abilities([{ id: "v", capabilities: ["video"], generation: { adapters: ["look"] } }]);
+  assert.deepEqual(able.loras, [{ name: "look", strengths: [1] }]);
 });

@@ -33,6 +33,12 @@ test("shares are parts of the time, and a shared step is shared", () => {
   assert.deepEqual(stitches.shares(8, 10).map(({ id, row, share }) => [id, row, share]), [["c", 1, 0.5], ["a", 0, 0.25], ["b", 0, 0.25]]);
 });
 
+test("what a film has the language model do is drawn in its colour, among the words", () => {
+  const stitches = new Stitches();
+  stitches.add({ now_s: 2, steps: [{ number: 3, workload: "language", kind: "prefill", requests: ["video_1/0"], start_s: 1, ms: 500 }] }, 2);
+  assert.deepEqual(stitches.bars(0, 3), [{ row: 0, from: 1, to: 1.5, requests: ["video_1"] }]);
+});
+
 test("what is old is forgotten", () => {
   const stitches = new Stitches(5);
   stitches.add({ now_s: 1, steps: [step("language", 0, 1, "a")] }, 1);

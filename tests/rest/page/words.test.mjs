@@ -37,4 +37,6 @@ test("a request keeps its colour, and neighbours differ", () => {
   const colours = ["a", "b", "c"].map((id) => threads.colourOf(id));
   assert.equal(new Set(colours).size, 3);
   assert.equal(threads.colourOf("a"), colours[0]);
+  threads.rename("b", "d");
+  assert.equal(threads.colourOf("d"), colours[1]);
 });
