@@ -124,7 +124,9 @@ class MediaOperations:
     # -- out of latents ------------------------------------------------------------------------------------------------
 
     def decode_frames(self, operation: DecodeFrames) -> Pieces[DecodedFrames]:
-        """`DecodeFrames`: the tiles of one group, each block of the decoder a piece."""
+        """`DecodeFrames`: the tiles of one group, some frames or rows of a layer a piece."""
+        from braid.diffusion.models.ltx2.video_vae import frames_in_pieces
+
         plan = self._plan(operation.latents)
         tile = next(plan.tiles(0))
         num_frames, height, width = (part.end - part.start for part in (tile.frames, tile.row, tile.column))
@@ -141,7 +143,7 @@ class MediaOperations:
                 operation.latents, plan, operation.group, carry=operation.carry, generator=generator
             )
             pixels, carry = yield from self._run("decode_tile", work)
-            frames = yield from piece(self._meter, "to_pixels", pixels.numel(), partial(_as_frames, pixels))
+            frames = yield from self._run("to_pixels", frames_in_pieces(pixels))
         return DecodedFrames(frames, carry, plan.num_groups)
 
     def _plan(self, latents: Tensor) -> Any:
@@ -214,13 +216,6 @@ def _prepared(operation: EncodeImage) -> Tensor:
 def _as_input(frames: Tensor) -> Tensor:
     """(F, H, W, 3) uint8 as (1, 3, F, H, W) float32 in [-1, 1]."""
     return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
-
-
-def _as_frames(pixels: Tensor) -> Tensor:
-    from braid.diffusion.models.ltx2.video_vae import to_uint8_frames
-
-    require_finite("the pixels of the video decoder", pixels)
-    return to_uint8_frames(pixels)
 
 
 def _generator(network: Any, plan: Any, operation: DecodeFrames) -> torch.Generator | None:

@@ -146,7 +146,7 @@ def test_latents_that_become_nan_end_the_job_at_the_end_of_their_stage(
 @pytest.mark.parametrize(
     ("network", "method", "params"),
     [
-        (VideoDecoder, "_last", film(pipeline="one_stage", num_frames=1)),
+        (VideoDecoder, "_run", film(pipeline="one_stage", num_frames=1)),
         (Vocoder, "_run", film(pipeline="text_to_audio")),
     ],
     ids=["pixels", "sound"],

@@ -15,9 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from braid.diffusion.models.ltx2.modules import Pieces
+from braid.diffusion.models.ltx2.volumes import POINTWISE_MACS
+
 LONG_SIDE_PIXELS, SPACE_OVERLAP_PIXELS = 768, 64
 TILE_FRAMES, OVERLAP_FRAMES = 80, 24
 NUM_COLOURS = 3
+VALUES_A_PIECE = 3_000_000
+"""Of pixels that are only moved or added; about 10 ms on two CPU cores. On a GPU the last ones are waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,37 +242,65 @@ def _share(
 
 
 class GroupPixels:
-    """The weighted sum of one group's tiles, in float32.
+    """The weighted sum of one group's tiles, in float32, some frames a piece.
 
     Tiles overlap, and so do groups: what the group before left over is where this one's sum begins.
     """
 
-    def __init__(self, plan: TilingPlan, group: int, carry: Tensor | None, device: torch.device) -> None:
+    def __init__(self, plan: TilingPlan, group: int, device: torch.device) -> None:
         self._plan, self._group = plan, group
         written = plan.group_frames(group)
         self._start = written.start
         # (1, 3, F, H, W)
-        self._sum = torch.zeros(1, NUM_COLOURS, written.stop - written.start, plan.height, plan.width, device=device)
-        if carry is not None:
-            self._sum[:, :, : carry.shape[2]] = carry
+        self._sum = torch.empty(1, NUM_COLOURS, written.stop - written.start, plan.height, plan.width, device=device)
 
-    def add(self, tile: Tile, pixels: Tensor) -> None:
+    def begin(self, carry: Tensor | None) -> Pieces[None]:
+        """With what the group before left over; once, before the first tile."""
+        num_carried = 0 if carry is None else carry.shape[2]
+        for some in pieces_of_frames(self._sum):
+            yield work_of_frames(self._sum[:, :, some])
+            carried = slice(some.start, max(some.start, min(some.stop, num_carried)))
+            if carry is not None:
+                self._sum[:, :, carried] = carry[:, :, carried]
+            self._sum[:, :, carried.stop : some.stop] = 0
+
+    def add(self, tile: Tile, pixels: Tensor) -> Pieces[None]:
         """Add a decoded tile, (1, 3, f, h, w) of any float dtype, which is not kept."""
         frames, rows, columns = tile.pixels
         by_frame, by_row, by_column = (weights.to(pixels.device) for weights in tile.weights())
         into = self._sum[:, :, frames.start - self._start : frames.stop - self._start, rows, columns]
-        # Frame by frame, so that no second copy of the tile is needed.
-        for index in range(pixels.shape[2]):
-            plane = by_frame[index] * by_row[:, None] * by_column  # (h, w)
-            into[:, :, index] += pixels[:, :, index].float() * plane
+        for some in pieces_of_frames(pixels):
+            yield work_of_frames(pixels[:, :, some])
+            # Frame by frame, so that no second copy of the tile is needed.
+            for index in range(some.start, some.stop):
+                plane = by_frame[index] * by_row[:, None] * by_column  # (h, w)
+                into[:, :, index] += pixels[:, :, index].float() * plane
 
-    def result(self) -> tuple[Tensor, Tensor | None]:
+    def result(self) -> Pieces[tuple[Tensor, Tensor | None]]:
         """The frames that are final now, and what the next group begins with."""
         num_final = self._plan.final_frames(self._group).stop - self._start
-        is_last = self._group == self._plan.num_groups - 1
+        final = self._sum[:, :, :num_final]
+        if self._group == self._plan.num_groups - 1:
+            return final, None
         # A copy: a view would keep the frames that are done with.
-        carry = None if is_last else self._sum[:, :, num_final:].clone()
-        return self._sum[:, :, :num_final], carry
+        left = self._sum[:, :, num_final:]
+        carry = torch.empty_like(left, memory_format=torch.contiguous_format)
+        for some in pieces_of_frames(left):
+            yield work_of_frames(left[:, :, some])
+            carry[:, :, some] = left[:, :, some]
+        return final, carry
+
+
+def pieces_of_frames(pixels: Tensor) -> list[slice]:
+    """Runs of the frames of (1, 3, F, H, W), each of about `VALUES_A_PIECE` values or one frame."""
+    num_frames = pixels.shape[2]
+    size = max(1, VALUES_A_PIECE // max(1, pixels[:, :, :1].numel()))
+    return [slice(start, min(start + size, num_frames)) for start in range(0, num_frames, size)]
+
+
+def work_of_frames(pixels: Tensor) -> int:
+    """What moving them costs, as multiply-adds of a convolution that take as long."""
+    return max(1, POINTWISE_MACS * pixels.numel())
 
 
 def num_announced_chunks(num_frames: int, tile_frames: int = TILE_FRAMES, overlap_frames: int = OVERLAP_FRAMES) -> int:

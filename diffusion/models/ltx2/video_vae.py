@@ -1,4 +1,4 @@
-"""The video autoencoder: frames to latents and back, in pieces of one block of the network.
+"""The video autoencoder: frames to latents and back, in pieces of some frames or rows of one layer.
 
 One clip at a time: convolutions of a batch of two give other bits than of one.
 
@@ -13,22 +13,16 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional
 
+from braid.diffusion.finite import require_finite
 from braid.diffusion.models.ltx2.config import Section
-from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, with_prefix, without_memory, work
+from braid.diffusion.models.ltx2.modules import Pieces, build_module, finish, with_prefix, without_memory
 from braid.diffusion.models.ltx2.peak_memory import peak_bytes
 from braid.diffusion.models.ltx2.statistics import read_statistics
-from braid.diffusion.models.ltx2.tiling import GroupPixels, TilingPlan
+from braid.diffusion.models.ltx2.tiling import GroupPixels, TilingPlan, pieces_of_frames, work_of_frames
+from braid.diffusion.models.ltx2.video_blocks import Table, activated, as_patches, as_pixels, convolution, run_block
 from braid.diffusion.models.ltx2.video_geometry import read_video_geometry
-from braid.diffusion.models.ltx2.video_network import (
-    DecoderNetwork,
-    EncoderNetwork,
-    depth_to_space,
-    pixel_norm,
-    read_video_config,
-    space_to_depth,
-)
+from braid.diffusion.models.ltx2.video_network import DecoderNetwork, EncoderNetwork, read_video_config
 from braid.errors import ModelFileError, UnsupportedModel
 
 
@@ -78,18 +72,14 @@ class VideoEncoder:
 
     def _run(self, network: Any, frames: Tensor) -> Pieces[Tensor]:
         weight: Tensor = network.conv_in.conv.weight
-        hidden_states = space_to_depth(frames.to(weight.device, weight.dtype), self._config.patch_size)
-        blocks = [network.conv_in]
+        x = yield from as_patches(frames, self._config.patch_size, weight.dtype, weight.device)
+        x = yield from convolution(network.conv_in, lambda near: near, causal=True).run(x)
         for rung in network.down_blocks:
-            blocks += getattr(rung, "res_blocks", (rung,))
-        for block in blocks:
-            yield work(block, hidden_states)
-            with torch.inference_mode():
-                hidden_states = block(hidden_states, causal=True)
-        yield work(network.conv_out, hidden_states)
+            for block in getattr(rung, "res_blocks", (rung,)):
+                x = yield from run_block(block, x, causal=True)
+        x = yield from convolution(network.conv_out, activated, causal=True).run(x)
         with torch.inference_mode():
-            hidden_states = network.conv_out(functional.silu(pixel_norm(hidden_states)), causal=True)
-            return self.statistics.normalise(hidden_states[:, : self._config.num_channels])
+            return self.statistics.normalise(x[:, : self._config.num_channels])
 
 
 @dataclass(frozen=True)
@@ -154,7 +144,7 @@ class VideoDecoder:
         carry: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Pieces[tuple[Tensor, Tensor | None]]:
-        """Decode the tiles of one temporal group; each tile's blocks are pieces.
+        """Decode the tiles of one temporal group, one after the other.
 
         Args:
             latents: (1, C, F', H', W') normalised, of the whole clip.
@@ -163,10 +153,11 @@ class VideoDecoder:
         Returns:
             The frames that are final, (1, 3, F, H, W) float32, F may be 0; and what the next group needs.
         """
-        pixels = GroupPixels(plan, group, carry, latents.device)
+        pixels = GroupPixels(plan, group, latents.device)
+        yield from pixels.begin(carry)
         for tile in plan.tiles(group):
-            pixels.add(tile, (yield from self.decode(tile.latents(latents), generator=generator)))
-        return pixels.result()
+            yield from pixels.add(tile, (yield from self.decode(tile.latents(latents), generator=generator)))
+        return (yield from pixels.result())
 
     def skip_noise(self, plan: TilingPlan, groups: int, generator: Generator) -> None:
         """Draw what the first groups would have drawn: for a clip that is decoded from the middle on."""
@@ -195,25 +186,20 @@ class VideoDecoder:
     def _run(self, network: Any, latents: Tensor, noise: Tensor | None, generator: Generator | None) -> Pieces[Tensor]:
         causal, timestep = self._config.is_decoder_causal, None
         weight: Tensor = network.conv_in.conv.weight
-        yield work(network.conv_in, latents)
         with torch.inference_mode():
             latents = latents.to(weight.device, weight.dtype)
             if self._config.has_timestep:
                 latents = self._noised(latents, noise, generator)
                 timestep = network.timestep_scale_multiplier * self._timestep.timestep  # ()
-            hidden_states = network.conv_in(self.statistics.un_normalise(latents), causal=causal)
+            x = self.statistics.un_normalise(latents)
+        x = yield from convolution(network.conv_in, lambda near: near, causal=causal).run(x)
         for rung in network.up_blocks:
-            with torch.inference_mode():
-                modulation = _modulation(getattr(rung, "time_embedder", None), timestep, hidden_states)
-            # A rung that enlarges takes neither a timestep nor noise.
-            arguments = (modulation, generator) if hasattr(rung, "res_blocks") else ()
+            modulation = _modulation(getattr(rung, "time_embedder", None), timestep, x.dtype)
             for block in getattr(rung, "res_blocks", (rung,)):
-                yield work(block, hidden_states)
-                with torch.inference_mode():
-                    hidden_states = block(hidden_states, *arguments, causal=causal)
-        yield work(network.conv_out, hidden_states)
-        with torch.inference_mode():
-            return self._last(network, hidden_states, timestep)
+                x = yield from run_block(block, x, causal=causal, modulation=modulation, generator=generator)
+        table = _last_table(network, timestep, x.dtype)
+        last = convolution(network.conv_out, lambda near: activated(near, table), causal=causal)
+        return (yield from as_pixels(last, x, self._config.patch_size))
 
     def _noised(self, latents: Tensor, noise: Tensor | None, generator: Generator | None) -> Tensor:
         if noise is None:
@@ -222,34 +208,48 @@ class VideoDecoder:
         scale = self._timestep.noise_scale
         return noise.to(latents) * scale + (1.0 - scale) * latents
 
-    def _last(self, network: Any, hidden_states: Tensor, timestep: Tensor | None) -> Tensor:
-        hidden_states = pixel_norm(hidden_states)
-        modulation = _modulation(getattr(network, "last_time_embedder", None), timestep, hidden_states)
-        if modulation is not None:
-            rows = modulation.view(1, 2, -1, 1, 1, 1) + network.last_scale_shift_table[None, ..., None, None, None]
-            shift, scale = rows.unbind(dim=1)
-            hidden_states = hidden_states * (1 + scale) + shift
-        patches = network.conv_out(functional.silu(hidden_states), causal=self._config.is_decoder_causal)
-        return depth_to_space(patches, self._config.patch_size)
-
 
 def to_uint8_frames(pixels: Tensor) -> Tensor:
-    """(1, 3, F, H, W) of about -1 to 1, clamped, as (F, H, W, 3) uint8 on the CPU."""
+    """All pieces of `frames_in_pieces` at once."""
+    return finish(frames_in_pieces(pixels))
+
+
+def frames_in_pieces(pixels: Tensor) -> Pieces[Tensor]:
+    """(1, 3, F, H, W) of about -1 to 1, clamped, as (F, H, W, 3) uint8 on the CPU.
+
+    Raises:
+        NotFinite: a pixel is none.
+    """
     num_frames, height, width = pixels.shape[2:]
     frames = torch.empty(num_frames, height, width, 3, dtype=torch.uint8)
-    # Frame by frame: a float copy of a whole group would cost as much memory as the group.
-    for index in range(num_frames):
-        unit = ((pixels[0, :, index].float() + 1.0) / 2.0).clamp(0.0, 1.0)  # (3, H, W)
-        frames[index] = unit.mul_(255.0).round_().to(torch.uint8).permute(1, 2, 0)
+    for some in pieces_of_frames(pixels):
+        yield work_of_frames(pixels[:, :, some])
+        require_finite("the pixels of the video decoder", pixels[:, :, some])
+        # Frame by frame: a float copy of a whole group would cost as much memory as the group.
+        for index in range(some.start, some.stop):
+            unit = ((pixels[0, :, index].float() + 1.0) / 2.0).clamp(0.0, 1.0)  # (3, H, W)
+            frames[index] = unit.mul_(255.0).round_().to(torch.uint8).permute(1, 2, 0)
     return frames
 
 
-def _modulation(embedder: Any, timestep: Tensor | None, hidden_states: Tensor) -> Tensor | None:
+def _modulation(embedder: Any, timestep: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """(1, n, 1, 1, 1): shifts and scales of a rung, or None where the decoder knows no timestep."""
     if embedder is None or timestep is None:
         return None
-    embedded: Tensor = embedder(timestep.reshape(1), None, None, 1, hidden_states.dtype)
+    with torch.inference_mode():
+        embedded: Tensor = embedder(timestep.reshape(1), None, None, 1, dtype)
     return embedded.view(1, -1, 1, 1, 1)
+
+
+def _last_table(network: Any, timestep: Tensor | None, dtype: torch.dtype) -> Table | None:
+    """Shift and scale in front of the last layer."""
+    modulation = _modulation(getattr(network, "last_time_embedder", None), timestep, dtype)
+    if modulation is None:
+        return None
+    with torch.inference_mode():
+        rows = modulation.view(1, 2, -1, 1, 1, 1) + network.last_scale_shift_table[None, ..., None, None, None]
+        shift, scale = rows.unbind(dim=1)
+    return shift, scale
 
 
 def _draw(shape: tuple[int, ...], generator: Generator, dtype: torch.dtype) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from braid.diffusion.models.ltx2 import tiling
+from braid.diffusion.models.ltx2.modules import finish
 from braid.diffusion.models.ltx2.tiling import (
     GroupPixels,
     TileSize,
@@ -50,15 +53,47 @@ def test_tiles_that_agree_blend_to_the_clip_they_are_cut_from(plan: TilingPlan, 
     clip = torch.randn(1, 3, num_frames, plan.height, plan.width, generator=torch.Generator().manual_seed(seed))
     chunks, carry, start = [], None, 0
     for group in range(plan.num_groups):
-        pixels = GroupPixels(plan, group, carry, CPU)
+        pixels = GroupPixels(plan, group, CPU)
+        finish(pixels.begin(carry))
         for tile in plan.tiles(group):
-            pixels.add(tile, clip[:, :, *tile.pixels])
-        frames, carry = pixels.result()
+            finish(pixels.add(tile, clip[:, :, *tile.pixels]))
+        frames, carry = finish(pixels.result())
         assert plan.final_frames(group) == slice(start, start + frames.shape[2])
         start += frames.shape[2]
         chunks.append(frames)
     assert carry is None
     torch.testing.assert_close(torch.cat(chunks, dim=2), clip, rtol=0, atol=1e-5)
+
+
+def test_blending_a_few_frames_at_a_time_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan((7, 3, 3), TileSizes(*[TileSize(3, 1)] * 3), time_factor=2, space_factor=4)
+    generator = torch.Generator().manual_seed(0)
+    carry = torch.randn(1, 3, 3, 12, 12, generator=generator)
+    tiles = [
+        (tile, torch.randn(1, 3, *(part.stop - part.start for part in tile.pixels), generator=generator))
+        for tile in plan.tiles(1)
+    ]
+
+    def blended() -> tuple[list[torch.Tensor | None], int]:
+        pixels = GroupPixels(plan, 1, CPU)
+        works = [pixels.begin(carry), *(pixels.add(tile, one) for tile, one in tiles), pixels.result()]
+        num_pieces = 0
+        for work in works:
+            while True:
+                try:
+                    assert next(work) > 0
+                    num_pieces += 1
+                except StopIteration as end:
+                    result = end.value
+                    break
+        return list(result), num_pieces
+
+    whole, num_pieces = blended()
+    monkeypatch.setattr(tiling, "VALUES_A_PIECE", 500)
+    cut, num_short_pieces = blended()
+    assert num_short_pieces > 2 * num_pieces
+    for one, other in zip(whole, cut, strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
 
 
 def test_the_single_first_frame_of_a_later_tile_has_no_weight() -> None:
