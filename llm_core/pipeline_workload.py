@@ -259,6 +259,7 @@ class PipelineWorkload:
             job.answer = _Answer()
         elif isinstance(asked, Progress):
             told = Progressed(job.request.id, asked.stage, asked.step, asked.num_steps, asked.preview)
+            job.request.trace.progress(asked.stage, asked.step, asked.num_steps)
             job.request.sink(told)
             job.answer = _Answer()
         else:
@@ -268,6 +269,7 @@ class PipelineWorkload:
         handler = self._handlers.get(type(operation))
         if handler is None:
             raise TypeError(f"nothing here carries out a {type(operation).__name__}")
+        job.request.trace.event("operation", {"kind": operation.kind})
         if isinstance(handler, Delegate):
             self._delegate(job, operation, handler)
             return
@@ -299,7 +301,7 @@ class PipelineWorkload:
             request_class=job.request.request_class,
             tenant=job.request.tenant,
             deadline=min(job.deadline, self._now + (job.deadline - self._now) / 2),
-            trace=job.request.trace,
+            trace=job.request.trace.child(operation.kind, child_id),
         )
         job.child_id = child_id
         self._submitter.submit(child, may_refuse=False)

@@ -33,6 +33,14 @@ class RequestSpans:
         self._end_phase(None)
         self._phase = self._tracer.start_span(name, self._context, attributes=_prefixed(attributes))
 
+    def progress(self, stage: str, step: int, num_steps: int) -> None:
+        self.event("progress", {"stage": stage, "step": step, "num_steps": num_steps})
+
+    def child(self, name: str, request_id: str) -> RequestSpans:
+        context = (self._phase or self._span).get_span_context()
+        traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+        return RequestSpans(self._tracer, name, request_id, traceparent)
+
     def event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         if not self._is_ended:
             (self._phase or self._span).add_event(name, _prefixed(attributes))

@@ -1,6 +1,7 @@
 """What a workload says about one request while it runs; who listens is decided elsewhere.
 
-`NullTrace` listens to nothing, so that nobody asks whether tracing is on.
+`NullTrace` listens to nothing, so that nobody asks whether tracing is on. What is said here must cost next to nothing:
+it is said on the thread that runs the device.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ class RequestTrace(Protocol):
     """The phases of one request: queue, prefill, decode, ... Each phase is a span under the request's own."""
 
     def phase(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
-        """End the current phase with `attributes` and begin the phase `name`."""
+        """End the current phase and begin the phase `name`."""
+        ...
+
+    def progress(self, stage: str, step: int, num_steps: int) -> None:
+        """`step` of `num_steps` steps of a stage are finished. A stage is a phase; each of its steps is a span."""
         ...
 
     def event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         """Note something within the current phase."""
+        ...
+
+    def child(self, name: str, request_id: str) -> RequestTrace:
+        """The trace of another request on behalf of this one, under the current phase; it begins in the phase `queue`,
+        and ends by itself."""
         ...
 
     def end(self, attributes: Mapping[str, AttributeValue] | None = None, *, error: str | None = None) -> None:
@@ -32,7 +42,12 @@ class NullTrace:
 
     def phase(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None: ...
 
+    def progress(self, stage: str, step: int, num_steps: int) -> None: ...
+
     def event(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None: ...
+
+    def child(self, name: str, request_id: str) -> RequestTrace:
+        return self
 
     def end(self, attributes: Mapping[str, AttributeValue] | None = None, *, error: str | None = None) -> None: ...
 

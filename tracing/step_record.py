@@ -1,0 +1,39 @@
+"""A step as the scheduler's journal has it; the journal's own type fits, and tracing need not import it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class StepRecord(Protocol):
+    """One step that ran. Times are seconds of a monotonic clock."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def workload(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def request_ids(self) -> tuple[str, ...]: ...
+    @property
+    def lane(self) -> str: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def device_ms(self) -> float: ...
+    @property
+    def host_ms(self) -> float: ...
+    @property
+    def predicted_ms(self) -> float: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+def end_of(step: StepRecord) -> float:
+    """When a step ended."""
+    return step.start + (step.device_ms + step.host_ms) / 1000
