@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ import msgspec
 
 from braid.config import ServeConfig
 from braid.errors import BraidError, InvalidRequest
+from braid.job_storage import open_jobs
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.child_process import ChildProcess, start_child
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from braid.rest.access import Access
     from braid.rest.child import Tell
+    from braid.rest.jobs import JobDesk
     from braid.rest.remote_files import RemoteFiles
     from braid.rest.supervisor import Supervisor
     from braid.rest.wire_messages import MediaEngine
@@ -173,20 +175,58 @@ async def _serve(
     from braid.rest.app import create_app
     from braid.rest.supervisor import Supervisor
 
-    url = _url(listen.host, sock.getsockname()[1])
-    greet = _greeting(url, started)
-    supervisor = Supervisor(children.start, name=config.engine.model, first=children.first, on_ready=greet)
-    server = _http_server(create_app(supervisor, access=access, remote_files=_remote_files(access)), listen, supervisor)
-    supervising = asyncio.create_task(supervisor.run())
-    supervising.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    greet = _greeting(_url(listen.host, sock.getsockname()[1]), started)
+    name = config.video.model if config.video is not None else config.engine.model
+    supervisor = Supervisor(children.start, name=name, first=children.first, on_ready=greet)
+    async with _job_desk(config, supervisor) as desk:
+        app = create_app(
+            supervisor,
+            desk=desk,
+            access=access,
+            remote_files=_remote_files(access),
+            max_upload_bytes=config.max_upload_bytes,
+        )
+        server = _http_server(app, listen, supervisor, desk)
+        supervising = asyncio.create_task(supervisor.run())
+        supervising.add_done_callback(lambda _: setattr(server, "should_exit", True))
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            supervisor.close()
+            await supervising
+
+
+@contextlib.asynccontextmanager
+async def _job_desk(config: ServeConfig, supervisor: Supervisor) -> AsyncIterator[JobDesk | None]:
+    """Where HTTP takes in jobs, if there is a model that can do them."""
+    if config.video is None:
+        yield None
+        return
+    from braid.rest.jobs import JobDesk
+
+    storage = await asyncio.to_thread(open_jobs, config, "http")
     try:
-        await server.serve(sockets=[sock])
+        desk = JobDesk(storage, supervisor)
+        greet = supervisor.on_ready
+        supervisor.on_job_event = desk.on_event
+
+        def take_ready(ready: EngineReady) -> None:
+            desk.on_ready(ready)
+            greet(ready)
+
+        supervisor.on_ready = take_ready
+        await desk.start()
+        try:
+            yield desk
+        finally:
+            await desk.close()
     finally:
-        supervisor.close()
-        await supervising
+        await asyncio.to_thread(storage.close)
 
 
-def _http_server(app: Callable[..., object], listen: Listen, supervisor: Supervisor) -> uvicorn.Server:
+def _http_server(
+    app: Callable[..., object], listen: Listen, supervisor: Supervisor, desk: JobDesk | None
+) -> uvicorn.Server:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -204,6 +244,8 @@ def _http_server(app: Callable[..., object], listen: Listen, supervisor: Supervi
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             """Called by `serve` after a signal."""
+            if desk is not None:
+                desk.stop()
             loop = asyncio.get_running_loop()
             timer = loop.call_later(listen.stop_grace_s, supervisor.cancel_all, "the server is stopping")
             try:
@@ -231,7 +273,14 @@ def _url(host: str, port: int) -> str:
 
 
 def _greeting(url: str, started: float) -> Callable[[EngineReady], None]:
+    greeted = 0
+
     def greet(ready: EngineReady) -> None:
+        nonlocal greeted
+        if ready.generation == greeted:
+            _tell_media(ready)
+            return
+        greeted = ready.generation
         if ready.generation > 1:
             logger.warning("engine %d is ready", ready.generation)
             return
@@ -242,6 +291,14 @@ def _greeting(url: str, started: float) -> Callable[[EngineReady], None]:
         print(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
 
     return greet
+
+
+def _tell_media(ready: EngineReady) -> None:
+    able = [name for name in ("image", "video", "audio") if ready.modalities.get(name) == ""]
+    if able:
+        print(f"Ready, too: {', '.join(able)}.", flush=True)
+    else:
+        logger.error("there is no video model: %s", ready.modalities.get("video"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,100 @@
+"""`braid serve --video` as a whole: over HTTP, and what is left when one of its two processes, or both, are killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from braid.tests.diffusion.film_files import write_film_files
+
+FILM: dict[str, Any] = {
+    "prompt": "a red fox", "pipeline": "one_stage", "height": 64, "width": 64, "num_frames": 9, "seed": 3,
+}  # fmt: skip
+TIMEOUT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_film_files(tmp_path_factory.mktemp("films"))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    command = [sys.executable, "-m", "braid.cli", "serve", "--port", "0", "--threads", "2", "--memory", "1GiB"]
+    command += ["--video", str(folder / "model.safetensors"), "--data-dir", str(folder / "data")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    try:
+        assert process.stdout is not None
+        url = None
+        for line in process.stdout:
+            match = re.search(r"ready at (\S+)", line)
+            url = match[1] if match else url
+            if line.startswith("Ready, too:"):
+                break
+        assert url is not None
+        with process.stdout, httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+            yield process, client
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def finished(client: httpx.Client, video_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            answer = client.get(f"/v1/videos/{video_id}")
+            if answer.status_code == 200 and answer.json()["status"] not in ("queued", "in_progress"):
+                return dict(answer.json())
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def created(client: httpx.Client, **more: Any) -> str:
+    answer = client.post("/v1/videos", json=FILM | more)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def engine_of(server: subprocess.Popen[str]) -> int:
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return int(children[0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_films_over_http_survive_the_end_of_either_process(folder: Path) -> None:
+    with served(folder) as (server, client):
+        modalities = client.get("/ready").json()["modalities"]
+        assert all(modalities[name]["ready"] for name in ("chat", "image", "video", "audio"))
+        whole = created(client, num_inference_steps=40)
+        assert finished(client, whole)["status"] == "completed"
+        film = client.get(f"/v1/videos/{whole}/content")
+        assert film.content[4:8] == b"ftyp"
+
+        orphaned = created(client, num_inference_steps=40)
+        os.kill(engine_of(server), signal.SIGKILL)
+        assert finished(client, orphaned)["status"] == "completed"
+        assert client.get(f"/v1/videos/{orphaned}/content").content == film.content
+
+        left = created(client, num_inference_steps=40)
+        server.kill()
+        server.wait()
+    with served(folder) as (server, client):
+        assert finished(client, left)["status"] == "completed"
+        assert client.get(f"/v1/videos/{left}/content").content == film.content
+        server.terminate()
+        assert server.wait(20) == 0
