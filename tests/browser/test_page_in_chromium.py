@@ -121,8 +121,9 @@ def test_a_picture_and_a_film_are_made_and_found_after_a_reload(open_page: Open,
     page.wait_for(
         card(picture, "completed") + "?.querySelector('img:not(.is-preview)')?.naturalWidth > 0", timeout_s=WORK_S
     )
-    make(page, "video", film, width=128, height=64, num_frames=17, seed=7, num_inference_steps=4)
+    make(page, "video", film, width=128, height=64, num_frames=17, seed=7, num_inference_steps=30)
     page.wait_for(card(film) + "?.querySelector('progress').value > 0", timeout_s=WORK_S)
+    page.wait_for(card(film) + "?.querySelector('img.is-preview')?.naturalWidth > 0", timeout_s=WORK_S)
     page.screenshot(artefacts / "film-being-made.png")
     page.wait_for(
         card(film, "completed") + "?.querySelector('img:not(.is-preview)')?.naturalWidth > 0", timeout_s=WORK_S
@@ -179,6 +180,40 @@ def test_a_cancelled_film_is_gone_from_the_device_and_the_next_one_is_made(open_
     assert (job["status"], job["files"]) == ("cancelled", [])
     make(page, "video", short, width=64, height=64, num_frames=9, num_inference_steps=2)
     page.wait_for(card(short, "completed"), timeout_s=WORK_S)
+
+
+def test_a_film_is_extended_and_made_again_with_other_words(open_page: Open) -> None:
+    page = open_page("#studio")
+    original, longer, other = anew("a square rolls"), anew("it rolls on"), anew("a circle rolls")
+    make(page, "video", original, width=64, height=64, num_frames=17, seed=5, num_inference_steps=2)
+    page.wait_for(card(original, "completed"), timeout_s=WORK_S)
+    for action, prompt in (("Extend", longer), ("Remix", other)):
+        page.evaluate(f"{card(original)}.querySelector('button').click()")
+        page.wait_for("document.querySelector('.viewer').open")
+        page.evaluate(
+            "[...document.querySelectorAll('.viewer-actions button')]"
+            f".find((button) => button.textContent === '{action}').click()"
+        )
+        page.wait_for("!document.querySelector('#source').hidden")
+        page.evaluate("document.querySelector('#prompt').value = ''")
+        page.write("#prompt", prompt)
+        page.click("#make")
+        page.wait_for(f"{card(prompt)} || !document.querySelector('#easel-error').hidden", timeout_s=30)
+        assert page.evaluate("document.querySelector('#easel-error').textContent") == ""
+        page.wait_for(card(prompt, "completed"), timeout_s=WORK_S)
+    found = {job["prompt"]: job for job in jobs(page, "v1/videos")}
+    assert found[longer]["extended_from_video_id"] == found[original]["id"]
+    assert found[other]["remixed_from_video_id"] == found[original]["id"]
+    assert found[other]["params"]["seed"] == 5
+
+
+def test_a_sound_is_made_and_can_be_heard(open_page: Open) -> None:
+    page = open_page("#studio")
+    prompt = anew("a bell")
+    make(page, "audio", prompt, num_frames=9, num_inference_steps=2)
+    page.wait_for(card(prompt, "completed"), timeout_s=WORK_S)
+    page.evaluate(f"{card(prompt)}.querySelector('button').click()")
+    page.wait_for("document.querySelector('.viewer audio')?.duration > 0.1")
 
 
 def test_a_work_is_deleted_only_after_a_question(open_page: Open) -> None:
@@ -250,8 +285,8 @@ def test_the_strip_shows_chat_and_film_side_by_side(open_page: Open, artefacts: 
     make(page, "video", prompt, width=128, height=128, num_frames=25, num_inference_steps=20)
     ask_for_much(page)
     page.wait_for("document.querySelector('#loom-summary').textContent.includes('side by side')", timeout_s=WORK_S)
-    names = page.text("#loom-threads")
-    assert "Chat" in names and f"Film: {prompt}" in names
+    for name in ("Chat", f"Film: {prompt}"):
+        page.wait_for(f"document.querySelector('#loom-threads').textContent.includes({json.dumps(name)})")
     page.wait_for("""(() => {
       const canvas = document.querySelector("#loom-canvas");
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
