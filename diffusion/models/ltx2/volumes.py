@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from braid.diffusion.models.ltx2.modules import Pieces
 
-MAX_REGION_MACS = {"cpu": 2_000_000_000, "cuda": 3_000_000_000_000}
-"""Of a region, by device; about 40 ms on two CPU cores."""
+MAX_REGION_MACS = {"cpu": 1_000_000_000, "cuda": 3_000_000_000_000}
+"""Of a region, by device; about 40 ms on one CPU core."""
 POINTWISE_MACS = 50
 """What moving a value costs, as multiply-adds of a convolution that take as long."""
 
