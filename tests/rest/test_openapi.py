@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -128,3 +129,13 @@ def test_a_server_without_a_store_says_so(start_server: Any, studio: Studio) -> 
     for method, path in (("GET", "/v1/videos"), ("POST", "/v1/videos"), ("POST", "/v1/images/generations")):
         response = httpx.request(method, url + path, json={"prompt": "x"} if method == "POST" else None)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+
+
+def test_every_url_and_every_field_is_in_the_docs(described: dict[str, Any]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            assert f"`{method.upper()} {path}`" in text
+            bodies = operation.get("requestBody", {"content": {}})["content"]
+            for name in bodies.get("multipart/form-data", {"schema": {"properties": {}}})["schema"]["properties"]:
+                assert f"`{name}`" in text, (path, name)
