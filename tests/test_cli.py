@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from braid import cli
-from braid.cli import build_parser, config_from, main, parse_bytes, talk
+from braid.cli import build_parser, config_from, main, parse_bytes, serve_config_from, talk
 from braid.errors import InvalidRequest
 from braid.kernels.cpu.library import reasons_against
 
@@ -80,6 +80,30 @@ def test_wrong_values_exit_with_2_and_name_the_value(
         code = error.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_media_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAID_DATA_DIR", "/data")
+    words = "--video m --upsampler u --distilled-lora d --lora a.safetensors=0.5 --video-dtype bfloat16 --offload cpu"
+    more = "--server-name left --quota 1GiB --max-films 3 --max-pictures 5 --job-database sqlite:////x"
+    config = serve_config_from(build_parser().parse_args(["serve", *words.split(), *more.split()]))
+    assert config.video is not None
+    assert (config.video.model, config.video.upsampler, config.video.distilled_lora) == ("m", "u", "d")
+    assert (config.video.dtype, config.video.offload) == ("bfloat16", "cpu")
+    assert [(lora.path, lora.strengths) for lora in config.video.loras] == [("a.safetensors", (0.5,))]
+    assert (config.data_dir, config.server_name, config.quota_bytes) == ("/data", "left", 1 << 30)
+    assert (config.max_films, config.max_pictures, config.job_database) == (3, 5, "sqlite:////x")
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "takes_language_of_video"),
+    [("", "smollm2", False), ("--video m", "smollm2", True), ("--video m --model gemma", "gemma", False)],
+)
+def test_a_video_model_brings_its_language_model_unless_one_is_named(
+    words: str, model: str, takes_language_of_video: bool
+) -> None:
+    config = serve_config_from(build_parser().parse_args(["serve", *words.split()]))
+    assert (config.engine.model, config.takes_language_of_video) == (model, takes_language_of_video)
 
 
 def test_help_imports_nothing_slow() -> None:

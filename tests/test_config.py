@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from braid.config import BraidConfig
+from braid.config import BraidConfig, ServeConfig, VideoConfig
 from braid.errors import InvalidRequest
 
 
@@ -43,3 +43,19 @@ def test_devices_of_the_documented_forms_are_accepted(device: str) -> None:
 def test_a_config_survives_the_socket() -> None:
     config = BraidConfig(model="m", aliases=("a", "b"), num_threads=2, exact=False)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=BraidConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("data_dir", None), ("quota_bytes", 0), ("max_films", 0), ("lease_s", float("nan")), ("max_upload_bytes", 0)],
+)
+def test_a_wrong_field_of_a_server_is_named(field: str, value: object) -> None:
+    fields = {"video": VideoConfig(model="m"), "data_dir": "/data"} | {field: value}
+    with pytest.raises(InvalidRequest) as caught:
+        ServeConfig(**fields)  # type: ignore[arg-type]
+    assert caught.value.param == field
+
+
+def test_servers_that_share_a_directory_sit_on_their_own_seats() -> None:
+    assert ServeConfig().seat("engine") == "engine"
+    assert ServeConfig(server_name="left").seat("http") == "http@left"
