@@ -1,0 +1,220 @@
+"""Traces over HTTP: an OTLP collector at `POST /v1/traces`, what it keeps as JSON, and the span of each request.
+
+`TraceRequests` goes inside `IdentifyRequests`. Who may read and write traces is decided in front of these routes.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from braid.errors import BraidError, InvalidRequest
+from braid.tracing.chrome_trace import chrome_trace
+from braid.tracing.sampling import TraceSampling
+from braid.tracing.span import AttributeValue, Span
+from braid.tracing.trace_context import TraceContext, new_trace, read_traceparent
+
+if TYPE_CHECKING:
+    from braid.tracing.trace_store import TraceStore
+
+PROTOBUF = "application/x-protobuf"
+MAX_BODY_BYTES = 4 << 20
+MAX_UNZIPPED_BYTES = 16 << 20
+MAX_LISTED = 500
+
+QUIET_PATHS = ("/health", "/ready", "/stats", "/metrics", "/v1/traces", "/v1/timeline", "/v1/activity", "/page/",
+               "/timeline")  # fmt: skip
+"""Nobody asks how long these took; recorded, they would push out what people look for."""
+
+GiveAway = Callable[[list[Span]], None]
+
+
+class TraceNotFound(BraidError):
+    """There is no such trace, or it had to make room."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooLargeToCollect(BraidError):
+    """An export request is larger than is taken."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class NotProtobuf(BraidError):
+    """OTLP is taken as protobuf only."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class TraceRequests:
+    """Makes a server span of each request, and hands its place on as `state.traceparent`.
+
+    Args:
+        give_away: gets the span when the response has ended.
+    """
+
+    def __init__(self, app: ASGIApp, give_away: GiveAway, sampling: TraceSampling | None = None) -> None:
+        self._app = app
+        self._give_away = give_away
+        self._sampling = sampling or TraceSampling()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        if scope["type"] != "http" or scope["path"].startswith(QUIET_PATHS):
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        parent = read_traceparent(state.get("traceparent"))
+        own = new_trace() if parent is None else parent.child()
+        if not self._sampling.wants(own.trace_id, parent):
+            state["traceparent"] = TraceContext(own.trace_id, own.span_id, is_sampled=False).traceparent
+            await self._app(scope, receive, send)
+            return
+        state["traceparent"] = own.traceparent
+        await self._traced(scope, receive, send, own, None if parent is None else parent.span_id)
+
+    async def _traced(
+        self, scope: Scope, receive: Receive, send: Send, own: TraceContext, parent_id: str | None
+    ) -> None:
+        start_ns, began = time.time_ns(), time.monotonic()
+        status = 500
+
+        async def send_and_look(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_look)
+        finally:
+            duration_ns = round((time.monotonic() - began) * 1e9)
+            span = Span(
+                trace_id=own.trace_id,
+                span_id=own.span_id,
+                parent_id=parent_id,
+                name=f"{scope['method']} {_route(scope)}",
+                kind="server",
+                start_ns=start_ns,
+                end_ns=start_ns + duration_ns,
+                attributes=_http_attributes(scope, status),
+                error=str(status) if status >= 500 else None,
+            )
+            self._give_away([span])
+
+
+async def collect(request: Request) -> Response:
+    """`POST /v1/traces`: OTLP/HTTP with protobuf, gzip or not.
+
+    Raises:
+        BraidError: it is something else, or too large.
+    """
+    from braid.tracing.otlp import read_spans, response  # protobuf: not before somebody sends it
+
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != PROTOBUF:
+        raise NotProtobuf(f"content-type={media_type[:100]!r} is not taken here, only {PROTOBUF}")
+    body = await _limited_body(request)
+    spans, num_rejected = read_spans(_decoded(body, request.headers.get("content-encoding", "")))
+    _store(request).add(spans)
+    return Response(response(num_rejected), media_type=PROTOBUF)
+
+
+async def list_traces(request: Request) -> Response:
+    """`GET /v1/traces?limit=N`: the newest first."""
+    text = request.query_params.get("limit", "50")
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LISTED:
+        raise InvalidRequest(f"limit={text[:20]!r} must be a number from 1 to {MAX_LISTED}", param="limit")
+    return _json({"object": "list", "data": _store(request).recent(int(text))})
+
+
+async def get_trace(request: Request) -> Response:
+    """`GET /v1/traces/{id}`: by the id of the trace or of a request in it; `?format=chrome` for Perfetto.
+
+    Raises:
+        TraceNotFound: it is not there.
+    """
+    asked = request.path_params["id"]
+    store = _store(request)
+    trace_id = store.trace_of(asked) or asked
+    spans = store.get(trace_id)
+    if not spans:
+        raise TraceNotFound(f"there is no trace {asked[:80]!r}, or it had to make room for newer ones")
+    if request.query_params.get("format") == "chrome":
+        headers = {"content-disposition": f'attachment; filename="trace-{trace_id}.json"'}
+        return _json(chrome_trace(spans), headers=headers)
+    return _json({"object": "trace", "trace_id": trace_id, "spans": spans})
+
+
+def _store(request: Request) -> TraceStore:
+    store: TraceStore = request.app.state.traces
+    return store
+
+
+async def _limited_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLargeToCollect(f"the body is larger than the {MAX_BODY_BYTES} bytes that are taken")
+    return bytes(body)
+
+
+def _decoded(body: bytes, encoding: str) -> bytes:
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding != "gzip":
+        raise InvalidRequest(f"content-encoding={encoding[:40]!r} is not taken, only gzip")
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        data = unzip.decompress(body, MAX_UNZIPPED_BYTES)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is no gzip: {error}") from None
+    if unzip.unconsumed_tail:
+        raise TooLargeToCollect(f"the unzipped body is larger than the {MAX_UNZIPPED_BYTES} bytes that are taken")
+    if not unzip.eof:
+        raise InvalidRequest("the body is no gzip: it is cut off")
+    return data
+
+
+def _route(scope: Scope) -> str:
+    """The route's path with its parameters' names, so that there are few; what no route took has no path of its own."""
+    route = scope.get("route")
+    path: str = getattr(route, "path", "") if route is not None else ""
+    if path:
+        return path
+    path = scope["path"]
+    for name, value in (scope.get("path_params") or {}).items():
+        path = path.replace(str(value), f"{{{name}}}")
+    return path if scope.get("endpoint") is not None else "unknown"
+
+
+def _http_attributes(scope: Scope, status: int) -> dict[str, AttributeValue]:
+    found: dict[str, AttributeValue] = {
+        "http.request.method": scope["method"],
+        "url.path": scope["path"][:256],
+        "url.scheme": scope.get("scheme", "http"),
+        "http.route": _route(scope),
+        "http.response.status_code": status,
+    }
+    request_id: Any = scope["state"].get("request_id")
+    return found | ({"braid.http.request.id": request_id} if isinstance(request_id, str) else {})
+
+
+def _json(body: object, *, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), headers=headers, media_type="application/json")
