@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from braid.access_options import add_access_options, read_access
 from braid.config import OFFLOADS, QUANTIZATIONS
 from braid.errors import BraidError, InvalidRequest
+from braid.jobs_command import add_jobs_command
 from braid.keys_command import add_keys_command
 from braid.media_command import add_media_command
 
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_media_command(film, parse_bytes, is_picture=False)
     add_media_command(commands.add_parser("image", help="make a picture"), parse_bytes, is_picture=True)
     _add_bench(commands.add_parser("bench", help="measure speed, and how much of a prompt is filmed"))
+    add_jobs_command(commands.add_parser("jobs", help="list, follow and cancel the jobs of a running server"))
     add_keys_command(commands.add_parser("keys", help="make API keys"))
     models = commands.add_parser("models", help="what can be given to --model")
     models.set_defaults(run=list_models)

@@ -156,11 +156,16 @@ def _list_stages(updates: Iterable[Update], out: TextIO) -> None:
 
 
 def bar_line(update: Update) -> str:
+    """How far the stage of an update is."""
+    return progress_line(update.stage, update.step, update.num_steps, update.stage_left_s)
+
+
+def progress_line(stage: str, step: int, num_steps: int, left_s: float | None) -> str:
     """`stage_1  [######------]  4/8  12 s left`."""
-    filled = BAR_WIDTH * update.step // max(update.num_steps, 1)
-    left = "" if update.stage_left_s is None else f"  {_seconds(update.stage_left_s)} left"
+    filled = BAR_WIDTH * step // max(num_steps, 1)
+    left = "" if left_s is None else f"  {_seconds(left_s)} left"
     bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-    return f"{update.stage:14} [{bar}] {update.step}/{update.num_steps}{left}"
+    return f"{stage:14} [{bar}] {step}/{num_steps}{left}"
 
 
 def _seconds(seconds: float) -> str:
