@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +35,7 @@ QUIET_PATHS = ("/health", "/ready", "/stats", "/metrics", "/v1/traces", "/v1/tim
 """Nobody asks how long these took; recorded, they would push out what people look for."""
 
 GiveAway = Callable[[list[Span]], None]
+Responded = Callable[[str, str, int, float], None]
 
 
 class TraceNotFound(BraidError):
@@ -65,11 +67,19 @@ class TraceRequests:
 
     Args:
         give_away: gets the span when the response has ended.
+        responded: told of each response, recorded or not: method, route, status and seconds.
     """
 
-    def __init__(self, app: ASGIApp, give_away: GiveAway, sampling: TraceSampling | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        give_away: GiveAway,
+        responded: Responded = lambda method, route, status, seconds: None,
+        sampling: TraceSampling | None = None,
+    ) -> None:
         self._app = app
         self._give_away = give_away
+        self._responded = responded
         self._sampling = sampling or TraceSampling()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,13 +91,11 @@ class TraceRequests:
         parent = read_traceparent(state.get("traceparent"))
         own = new_trace() if parent is None else parent.child()
         if not self._sampling.wants(own.trace_id, parent):
-            state["traceparent"] = TraceContext(own.trace_id, own.span_id, is_sampled=False).traceparent
-            await self._app(scope, receive, send)
-            return
+            own = replace(own, is_sampled=False)
         state["traceparent"] = own.traceparent
-        await self._traced(scope, receive, send, own, None if parent is None else parent.span_id)
+        await self._timed(scope, receive, send, own, None if parent is None else parent.span_id)
 
-    async def _traced(
+    async def _timed(
         self, scope: Scope, receive: Receive, send: Send, own: TraceContext, parent_id: str | None
     ) -> None:
         start_ns, began = time.time_ns(), time.monotonic()
@@ -102,19 +110,26 @@ class TraceRequests:
         try:
             await self._app(scope, receive, send_and_look)
         finally:
-            duration_ns = round((time.monotonic() - began) * 1e9)
-            span = Span(
-                trace_id=own.trace_id,
-                span_id=own.span_id,
-                parent_id=parent_id,
-                name=f"{scope['method']} {_route(scope)}",
-                kind="server",
-                start_ns=start_ns,
-                end_ns=start_ns + duration_ns,
-                attributes=_http_attributes(scope, status),
-                error=str(status) if status >= 500 else None,
-            )
-            self._give_away([span])
+            seconds = time.monotonic() - began
+            self._responded(scope["method"], _route(scope), status, seconds)
+            if own.is_sampled:
+                self._give_away([_server_span(scope, own, parent_id, status, start_ns, seconds)])
+
+
+def _server_span(
+    scope: Scope, own: TraceContext, parent_id: str | None, status: int, start_ns: int, seconds: float
+) -> Span:
+    return Span(
+        trace_id=own.trace_id,
+        span_id=own.span_id,
+        parent_id=parent_id,
+        name=f"{scope['method']} {_route(scope)}",
+        kind="server",
+        start_ns=start_ns,
+        end_ns=start_ns + round(seconds * 1e9),
+        attributes=_http_attributes(scope, status),
+        error=str(status) if status >= 500 else None,
+    )
 
 
 async def collect(request: Request) -> Response:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ class RecordedTrace:
     @property
     def traceparent(self) -> str:
         """For whoever does a part of the current phase elsewhere."""
-        return TraceContext(self.context.trace_id, self._phase_id).traceparent
+        return TraceContext(self.context.trace_id, self._phase_id, self.context.is_sampled).traceparent
 
     def phase(self, name: str, attributes: Mapping[str, AttributeValue] | None = None) -> None:
         if not self._is_ended:
@@ -125,6 +126,9 @@ class Recorder:
     """Opens traces. Whoever makes spans takes what was noted with `take`.
 
     `note_step` goes to the journal: `journal.subscribe(recorder.note_step)`.
+
+    Args:
+        is_measured: traces that nobody wants recorded are noted as well, for metrics; no spans are made of them.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
         wall_clock_ns: Callable[[], int] = time.time_ns,
         capacity: int = CAPACITY,
+        is_measured: bool = False,
     ) -> None:
         self.clock = clock
         self.noted: deque[Noted] = deque(maxlen=capacity)
@@ -141,6 +146,7 @@ class Recorder:
         self.has_news = threading.Event()
         """Set when a trace begins."""
         self._sampling = sampling or TraceSampling()
+        self._is_measured = is_measured
         self._wall_clock_ns = wall_clock_ns
 
     def open(
@@ -159,7 +165,9 @@ class Recorder:
         parent = read_traceparent(traceparent)
         context = new_trace() if parent is None else parent.child()
         if not self._sampling.wants(context.trace_id, parent):
-            return NULL_TRACE
+            if not self._is_measured:
+                return NULL_TRACE
+            context = replace(context, is_sampled=False)
         trace = RecordedTrace(self, name, request_id, context, None if parent is None else parent.span_id, attributes)
         self.has_news.set()
         return trace

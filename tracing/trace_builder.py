@@ -83,6 +83,8 @@ class TraceBuilder:
                 return []
             story.say(mark)
             return [story]
+        if not context.is_sampled:
+            return []
         story = RequestStory(mark.trace, mark.time, self._link_to, has_segments=self._has_segments)
         self._stories[context.span_id] = story
         self._newborn.append(story)

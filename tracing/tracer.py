@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from braid.tracing.open_span_file import OpenSpanFile
-from braid.tracing.recorder import Recorder
+from braid.tracing.recorder import Noted, Recorder
 from braid.tracing.request_trace import AttributeValue, RequestTrace
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import Span
@@ -23,6 +23,7 @@ IDLE_TICK_S = 1.0
 """Otherwise: steps of requests that nobody traces must not pile up."""
 
 GiveAway = Callable[[list[Span]], None]
+Measure = Callable[[list[Noted]], None]
 
 
 class Tracer:
@@ -33,6 +34,7 @@ class Tracer:
     Args:
         give_away: called on the tracer's thread; what it raises costs those spans only.
         has_segments: every step of the device becomes a span.
+        measure: called on the tracer's thread with all that is noted, wanted as a trace or not.
         open_spans: where to note what is under way; the spans that an earlier process left there are given away first.
     """
 
@@ -42,11 +44,13 @@ class Tracer:
         *,
         sampling: TraceSampling | None = None,
         has_segments: bool = False,
+        measure: Measure | None = None,
         open_spans: Path | None = None,
         tick_s: float = TICK_S,
     ) -> None:
         self._give_away = give_away
-        self._recorder = Recorder(sampling)
+        self._measure = measure
+        self._recorder = Recorder(sampling, is_measured=measure is not None)
         self._builder = TraceBuilder(has_segments=has_segments)
         self._file = None if open_spans is None else OpenSpanFile(open_spans)
         self._tick_s = tick_s
@@ -71,7 +75,10 @@ class Tracer:
     def flush(self) -> None:
         """Give away what has ended up to now; a request's last span may take `trace_builder.GRACE_S` longer."""
         with self._lock:
-            spans = self._builder.build(self._recorder.take(), self._recorder.clock())
+            noted = self._recorder.take()
+            if self._measure is not None:
+                self._measure(noted)
+            spans = self._builder.build(noted, self._recorder.clock())
             if self._file is not None:
                 self._file.write(self._builder.open_spans())
         self._give(spans)
