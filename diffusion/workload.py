@@ -72,6 +72,7 @@ COST_PRIORS = {
     "write_delayed": (1.0, 1e-5), "write_end": (2.0, 0.002), "write_wav": (1.0, 1e-5), "write_picture.png": (1.0, 1e-4),
     "write_picture.jpg": (1.0, 1e-5), "write_picture.jpeg": (1.0, 1e-5), "write_picture.webp": (1.0, 1e-4),
     "write_animation.gif": (1.0, 1e-4), "write_animation.webp": (1.0, 1e-4), "look": (0.2, 1e-6),
+    "write_png": (0.5, 1e-4),
 }  # fmt: skip
 """Milliseconds of (a piece, a unit of it) before anything was measured, on two CPU cores."""
 

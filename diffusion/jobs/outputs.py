@@ -91,18 +91,14 @@ class Looks:
 
     def finish(self, waveform: Waveform | None) -> Writing:
         """Write them all."""
-        from braid.multimodal.images import save_image
         from braid.multimodal.sound import save_wav
 
         pictures = (("image", self._first), ("first_frame", self._first), ("thumbnail", self._middle))
         for name, picture in pictures:
             if picture is not None and name in self._paths:
-                path = self._paths[name]
-                yield f"write_picture{path.suffix}", picture.numel()
-                save_image(path, picture, quality=self._quality if name == "image" else _QUALITY)
+                yield from _picture(self._paths[name], picture, self._quality if name == "image" else _QUALITY)
         if self._tiles:
-            yield "write_picture.jpg", sum(tile.numel() for tile in self._tiles)
-            save_image(self._paths["spritesheet"], sheet(self._tiles), quality=_QUALITY)
+            yield from _picture(self._paths["spritesheet"], sheet(self._tiles), _QUALITY)
         if "audio" in self._paths and waveform is not None:
             yield "write_wav", waveform.samples.shape[1]
             save_wav(self._paths["audio"], waveform.samples, waveform.sample_rate)
@@ -111,6 +107,19 @@ class Looks:
         """Forget the frames; files that were written are the data directory's to remove."""
         self._first = self._middle = None
         self._tiles = []
+
+
+def _picture(path: Path, picture: Tensor, quality: int) -> Writing:
+    """PNG row by row; the encoders of the other formats cannot be stopped within a picture."""
+    from braid.multimodal.images import save_image
+    from braid.multimodal.png_pieces import write_png
+
+    if path.suffix == ".png":
+        for num_values in write_png(path, picture):
+            yield "write_png", num_values
+        return
+    yield f"write_picture{path.suffix}", picture.numel()
+    save_image(path, picture, quality=quality)
 
 
 def tile_indices(job: Job) -> tuple[int, ...]:
