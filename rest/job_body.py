@@ -13,6 +13,8 @@ from braid.rest.job_queue import Place
 
 ASKED = "asked"
 """The fact that holds what the client wrote, where the answer repeats it."""
+SERVED_AS = "served_as"
+"""The fact that holds the id of the model; the worker's own facts say which files it was."""
 POLL_MS = (200, 1000, 5000)
 """Least, where nobody knows, and most time between two questions of a client that polls."""
 
@@ -29,7 +31,7 @@ def job_body(job: JobRecord, place: Place, progress: JobProgress | None = None) 
     return {
         "id": job.id,
         "object": job.kind,
-        "model": job.facts.get("model", ""),
+        "model": job.facts.get(SERVED_AS, ""),
         "status": str(job.status),
         "progress": max(job.progress, live.progress) if live else job.progress,
         "created_at": int(job.created_at),

@@ -11,7 +11,7 @@ from braid.diffusion.jobs.outbox import WEBHOOK_URL
 from braid.diffusion.jobs.records import JobRecord
 from braid.errors import InvalidRequest
 from braid.rest.form import MediaBody, Upload
-from braid.rest.job_body import ASKED
+from braid.rest.job_body import ASKED, SERVED_AS
 from braid.rest.job_routes import desk_of, owner_of, seer_of
 from braid.rest.jobs import Asked
 from braid.rest.media_models import MediaModel, media_model
@@ -50,7 +50,7 @@ class MediaRequest:
         for name in ("user", "safety_identifier"):
             fields.pop(name, None)
         self.model: MediaModel = media_model(request.app.state.engine.ready, fields.pop("model", None), kind)
-        self.facts["model"] = self.model.id
+        self.facts[SERVED_AS] = self.model.id
 
     def settle_shape(self) -> None:
         """`quality`, `size` and `seconds` become arguments.
