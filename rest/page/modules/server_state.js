@@ -56,7 +56,7 @@ export class ServerState {
   /** A 503 is an answer here: its body says what the server waits for. */
   async #ready() {
     try {
-      return await this.#api.json("ready");
+      return await this.#api.json("ready", { isQuiet: this.#isLocked });
     } catch (error) {
       if (error.status === 503 && error.body?.modalities) return error.body;
       throw error;

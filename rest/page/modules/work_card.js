@@ -51,11 +51,11 @@ export class WorkCard {
     this.element.classList.toggle("is-failed", job.status === "failed");
     this.element.dataset.status = job.status;
     this.element.dataset.id = job.id;
-    this.#face.setAttribute("aria-label", `${NAMES[this.kind]}: ${shortened(prompt, 80)}. ${isDone ? lineOf(job) : "Being made"}`);
+    this.#face.setAttribute("aria-label", `${NAMES[this.kind]}: ${shortened(prompt, 80)}. ${isDone ? lineOf(this.kind, job) : "Being made"}`);
     show(this.#bar, !isDone);
     show(this.#cancel, !isDone);
     this.#cancel.setAttribute("aria-label", `Cancel ${shortened(prompt, 40)}`);
-    this.#line.textContent = isDone ? lineOf(job) : progressLine(job, live);
+    this.#line.textContent = isDone ? lineOf(this.kind, job) : progressLine(job, live);
     if (isDone) this.#finish(job);
     else this.#advance(job, live);
   }
@@ -121,9 +121,9 @@ function progressLine(job, live) {
   return [stageName(live.stage ?? job.stage), steps, remaining(live.eta_s ?? job.eta_s)].filter(Boolean).join(" · ");
 }
 
-function lineOf(job) {
+function lineOf(kind, job) {
   if (job.status === "failed") return job.error?.message ?? "It failed.";
   if (job.status === "cancelled") return `Cancelled · ${ago(job.created_at)}`;
-  const [width, height] = sizeOf(job);
+  const [width, height] = kind === "audio" ? [0, 0] : sizeOf(job);
   return [width ? `${width} × ${height}` : "", ago(job.completed_at ?? job.created_at)].filter(Boolean).join(" · ");
 }
