@@ -32,11 +32,11 @@ from braid.factory import LLM, EngineParts, LoadedLanguage, build_engine, build_
 from braid.llm_core.core import Request
 from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.handle import EngineHandle
+from braid.video_names import DEFAULT_VIDEO, resolved
 
 if TYPE_CHECKING:
     from braid.diffusion.workload import Diffusion
 
-DEFAULT_VIDEO = "braid-tiny"
 WITHOUT_LANGUAGE = "none"
 """In the place of a language model's name: prompts are then given as embeds."""
 DEFAULT_LANGUAGE = "smollm2"
@@ -60,11 +60,12 @@ def open_video(config: VideoConfig) -> LTX2Checkpoint:
         ModelNotFound: there is no such model; the message says what can be given.
         ModelFileError: the files are broken, or not those of a model that we run.
     """
+    config = resolved(config)
     if not Path(config.model).exists():
         not_yet = f"; {DEFAULT_VIDEO} is not part of this installation yet" if config.model == DEFAULT_VIDEO else ""
         raise ModelNotFound(
             f"there is no video model {config.model!r}{not_yet}; give the safetensors file of an LTX-2 or LTX-2.3 "
-            "checkpoint, or its diffusers folder",
+            f"checkpoint, or its diffusers folder, or train {DEFAULT_VIDEO} as docs/braid-tiny.md says",
             param="model",
         )
     for name in ("upsampler", "distilled_lora"):
@@ -127,6 +128,7 @@ def add_video(
     """
     from braid.diffusion.workload import Diffusion
 
+    config = resolved(config)
     parts: EngineParts = engine.parts
     if parts.video is not None:
         raise Unsupported(f"the engine has the video model {parts.video.config.model!r} already; it takes one")
@@ -327,7 +329,7 @@ def video_config(
     quantization: str | None = None,
 ) -> VideoConfig:
     """Raises: InvalidRequest: a LoRA is given in no way that we know, or an option can never be right."""
-    return VideoConfig(
+    config = VideoConfig(
         model=str(path_or_name),
         upsampler=None if upsampler is None else str(upsampler),
         distilled_lora=None if distilled_lora is None else str(distilled_lora),
@@ -336,6 +338,7 @@ def video_config(
         offload="none" if offload is None else offload,
         quantization=quantization,
     )
+    return resolved(config)
 
 
 def _lora(index: int, lora: Any) -> LoraConfig:

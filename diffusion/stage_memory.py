@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from braid.diffusion.components import builder
 from braid.diffusion.guidance import Guidance, passes_needed
 from braid.diffusion.latents import AudioVideo
 from braid.diffusion.models.ltx2.forward_memory import StreamShape, forward_bytes
-from braid.diffusion.models.ltx2.parts import Part, Tensors
+from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.weight_bytes import UPSAMPLER, WeightBytes
 
 Shape3 = tuple[int, int, int]
@@ -105,19 +104,12 @@ class StageMemory:
 
     def _built(self, part: Part | str) -> Any:
         if isinstance(part, Part):
-            return builder(part)(self.checkpoint.section(part), _without_memory(self.weights.tensors(part)))
+            return builder(part)(self.checkpoint.section(part), self.weights.loaded(part))
         from braid.diffusion.models.ltx2.statistics import LatentStatistics
         from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
 
         assert self.checkpoint.upsampler is not None
         unit = torch.ones(self.checkpoint.geometry.video.num_channels)
-        weights = _without_memory(self.weights.tensors(part))
-        return LatentUpsampler(self.checkpoint.upsampler.section, weights, LatentStatistics(unit, unit))
-
-
-def _without_memory(tensors: Tensors) -> dict[str, Tensor]:
-    return {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        for name, tensor in tensors.items()
-        if not name.endswith((".weight_scale", ".input_scale"))
-    }
+        return LatentUpsampler(
+            self.checkpoint.upsampler.section, self.weights.loaded(part), LatentStatistics(unit, unit)
+        )

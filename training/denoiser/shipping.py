@@ -1,13 +1,16 @@
-"""The file that is shipped: transformer, connectors and autoencoders as one official checkpoint, matrices in 8 bits.
+"""The files that are shipped: transformer, connectors and autoencoders as one official checkpoint, matrices in 8 bits;
+beside it the upsampler and the adapters.
 
-`python -m braid.training.denoiser.shipping SHARDS AUTOENCODERS OUT.safetensors`; the upsampler stays a file of its own.
+`python -m braid.training.denoiser.shipping SHARDS AUTOENCODERS OUT [--adapters FOLDER]` writes the folder OUT and
+prints what each component weighs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,27 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from braid.multimodal.atomic_file import AtomicFile
 from braid.training.denoiser.configs import Shape
 from braid.training.denoiser.shards import read_shards
 
 TEXT_PREFIX = "text_embedding_projection."
 NETWORK_PREFIX = "model.diffusion_model."
 MODEL_VERSION = "2.3.0"
+CHECKPOINT, UPSAMPLER = "braid-tiny.safetensors", "upsampler.safetensors"
+MOST_BYTES = 64_000_000
+"""Of all files together."""
+COMPONENTS = {
+    f"{NETWORK_PREFIX}transformer_blocks.": "blocks",
+    f"{NETWORK_PREFIX}video_embeddings_connector.": "connectors",
+    f"{NETWORK_PREFIX}audio_embeddings_connector.": "connectors",
+    NETWORK_PREFIX: "timesteps, entry and exit",
+    TEXT_PREFIX: "text projections",
+    "vae.": "video autoencoder",
+    "audio_vae.": "audio autoencoder",
+    "vocoder.": "vocoder",
+}
+"""What the table of bytes calls tensors, by the first prefix that fits."""
 LARGEST_INTEGER = 127
 NOT_QUANTISED = ("patchify_proj.weight", "proj_out.weight", "to_gate_logits.weight")
 """Small, and every number that is made goes through them."""
@@ -69,7 +87,8 @@ def write_checkpoint(
         "config": json.dumps(sections), "model_version": MODEL_VERSION,
         "braid": json.dumps({"text_encoder": shape.text.metadata(), "presets": dict(presets)}),
     }  # fmt: skip
-    save_file(tensors, path, metadata=metadata)
+    with AtomicFile(path) as unfinished:
+        save_file(tensors, unfinished, metadata=metadata)
 
 
 def presets() -> dict[str, Any]:
@@ -79,23 +98,79 @@ def presets() -> dict[str, Any]:
     large = {**small, "height": 128, "width": 128}
     one_stage = {key: {**small, **guided} for key in ("one_stage", "retake", "extend", "text_to_audio")}
     two_stages = {key: {**large, **guided} for key in ("two_stage", "keyframe_interpolation", "a2vid")}
-    return {**one_stage, **two_stages, "two_stage_hq": {**large, **guided, "num_inference_steps": 15}}
+    return {
+        **one_stage,
+        **two_stages,
+        "two_stage_hq": {**large, **guided, "num_inference_steps": 15},
+        # what is distilled is an adapter, which both of its stages need
+        "distilled": {**large, "distilled_strengths": [1.0, 1.0]},
+    }
 
 
 def _guidance(scale: float) -> dict[str, float | list[int]]:
     return {"guidance_scale": scale, "stg_scale": 0.0, "stg_blocks": [], "modality_scale": 1.0, "rescale": 0.0}
 
 
+def ship(out: Path, shards: Path, autoencoders: Path, adapters: Path | None = None) -> None:
+    """Write a folder that `from_pretrained` takes.
+
+    Args:
+        adapters: a folder of `distilled-lora.safetensors` and `style-*-lora.safetensors`.
+    Raises:
+        ValueError: the files are too large to be shipped.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    saved = read_shards(shards)
+    write_checkpoint(out / CHECKPOINT, saved.weights, saved.shape, autoencoders, presets())
+    shutil.copyfile(autoencoders / UPSAMPLER, out / UPSAMPLER)
+    for path in sorted(adapters.glob("*-lora.safetensors")) if adapters else ():
+        shutil.copyfile(path, out / path.name)
+    total = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    if total > MOST_BYTES:
+        raise ValueError(f"{out}: {total:,} bytes are more than {MOST_BYTES:,}; ship fewer or smaller adapters")
+
+
+def budget(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Component, numbers and bytes of everything in a shipped folder."""
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name == CHECKPOINT:
+            yield from _components(path)
+        else:
+            yield path.stem, *_weight(path)
+
+
+def _components(path: Path) -> Iterator[tuple[str, int, int]]:
+    left = dict.fromkeys(COMPONENTS.values(), (0, 0))
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118, a file is no mapping
+            tensor = file.get_tensor(name)
+            component = next(component for prefix, component in COMPONENTS.items() if name.startswith(prefix))
+            numbers, size = left[component]
+            is_weight = not name.endswith("_scale")
+            left[component] = numbers + tensor.numel() * is_weight, size + tensor.nbytes
+    yield from ((component, *found) for component, found in left.items())
+
+
+def _weight(path: Path) -> tuple[int, int]:
+    with safe_open(path, framework="pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118, no mapping
+    return sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+
+
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="write braid-tiny's checkpoint")
+    parser = argparse.ArgumentParser(description="write braid-tiny's files")
     parser.add_argument("shards", type=Path, help="a folder that a training run wrote")
     parser.add_argument("autoencoders", type=Path, help="a folder of trained autoencoders")
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="a folder")
+    parser.add_argument("--adapters", type=Path, help="a folder of adapters, which are all shipped")
     options = parser.parse_args()
-    saved = read_shards(options.shards)
-    write_checkpoint(options.out, saved.weights, saved.shape, options.autoencoders, presets())
-    print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+    ship(options.out, options.shards, options.autoencoders, options.adapters)
+    total = 0
+    for component, numbers, size in budget(options.out):
+        print(f"{component:24} {numbers:12,} numbers {size / 1e6:8.2f} MB")
+        total += size
+    print(f"{'all':24} {'':20} {total / 1e6:8.2f} MB of {MOST_BYTES / 1e6:g}")
 
 
 if __name__ == "__main__":

@@ -31,12 +31,12 @@ class Prompt:
     scene: Scene
 
 
-def untrained_prompts(number: int, seed: int) -> list[Prompt]:
+def untrained_prompts(number: int, seed: int, *, style: str | None = None) -> list[Prompt]:
     """Combinations that were not trained on; fewer of the same seed are the first of more."""
     rng = random.Random(seed)
     prompts = []
     for _ in range(number):
-        scene = sample_scene(rng, held_out=True)
+        scene = sample_scene(rng, held_out=True, style=style)
         prompts.append(Prompt(caption(scene, rng), scene))
     return prompts
 
