@@ -116,17 +116,18 @@ class WebPage:
 async def index(request: Request) -> Response:
     """`GET /`."""
     page: WebPage = request.app.state.page
-    return _answer(request, page.index, cache_control=ASK_EACH_TIME, headers=PAGE_HEADERS)
+    return answer_file(request, page.index, cache_control=ASK_EACH_TIME, headers=PAGE_HEADERS)
 
 
 async def page_file(request: Request) -> Response:
     """`GET /page/{version}/{path}`: a style, a module, the icon."""
     page: WebPage = request.app.state.page
     found = page.file(request.path_params["version"], request.path_params["path"])
-    return _answer(request, found, cache_control=FOR_EVER, headers={})
+    return answer_file(request, found, cache_control=FOR_EVER, headers={})
 
 
-def _answer(request: Request, file: PageFile, *, cache_control: str, headers: dict[str, str]) -> Response:
+def answer_file(request: Request, file: PageFile, *, cache_control: str, headers: dict[str, str]) -> Response:
+    """A file of a page, as the browser wants it: not at all if it has it, zipped if it can unzip."""
     headers = {
         **headers,
         "etag": file.etag,

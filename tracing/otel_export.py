@@ -45,7 +45,7 @@ class OtelExport:
 
     def close(self) -> None:
         """Send what is queued, and end."""
-        self._processor.shutdown()
+        self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
 def export_from(environment: Mapping[str, str]) -> OtelExport | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTracePartialSuccess,
     ExportTraceServiceRequest,
@@ -61,16 +61,16 @@ def write_spans(spans: Iterable[Span]) -> bytes:
             by_service[span.service] = resource_spans.scope_spans.add()
             by_service[span.service].scope.name = SCOPE
         by_service[span.service].spans.append(_raw(span))
-    return request.SerializeToString()
+    return bytes(request.SerializeToString())
 
 
 def response(num_rejected: int) -> bytes:
     """The answer to an export request."""
     if not num_rejected:
-        return ExportTraceServiceResponse().SerializeToString()
+        return b""
     message = f"{num_rejected} spans have no valid ids or end before they begin"
     partial = ExportTracePartialSuccess(rejected_spans=num_rejected, error_message=message)
-    return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+    return bytes(ExportTraceServiceResponse(partial_success=partial).SerializeToString())
 
 
 def _is_span(raw: trace_pb2.Span) -> bool:

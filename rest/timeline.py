@@ -1,0 +1,66 @@
+"""The pages `/timeline` and `/trace/{id}`: what the device did, and where one request's time went.
+
+One page serves both; it is plain files like the page at `/`, and reads `/v1/timeline` and `/v1/traces`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from braid.diffusion.jobs.messages import Activity, ActivityRequest
+from braid.errors import InvalidRequest
+from braid.rest.ask import ask
+from braid.rest.health import ANSWER_TIMEOUT_S
+from braid.rest.page import ASK_EACH_TIME, FOR_EVER, PAGE_HEADERS, PageFile, WebPage, answer_file
+from braid.tracing.chrome_trace import chrome_steps
+
+FOLDER = Path(__file__).parent / "timeline_page"
+MAX_SECONDS = 300.0
+
+
+async def timeline_page(request: Request) -> Response:
+    """`GET /timeline` and `GET /trace/{id}`."""
+    page: WebPage = request.app.state.timeline_page
+    return answer_file(request, page.index, cache_control=ASK_EACH_TIME, headers=PAGE_HEADERS)
+
+
+async def timeline_file(request: Request) -> Response:
+    """`GET /timeline/files/{version}/{path}`."""
+    page: WebPage = request.app.state.timeline_page
+    found: PageFile = page.file(request.path_params["version"], request.path_params["path"])
+    return answer_file(request, found, cache_control=FOR_EVER, headers={})
+
+
+async def timeline(request: Request) -> Response:
+    """`GET /v1/timeline?seconds=60`: every step that ended since, oldest first; `format=chrome` for Perfetto.
+
+    Raises:
+        BraidError: there is no engine now.
+    """
+    question = ActivityRequest(id=f"timeline-{secrets.token_hex(8)}", seconds=_seconds(request))
+    found = await ask(request.app.state.engine, question, timeout_s=ANSWER_TIMEOUT_S)
+    assert isinstance(found, Activity), found
+    if request.query_params.get("format") == "chrome":
+        headers = {"content-disposition": 'attachment; filename="timeline.json"'}
+        return _json(chrome_steps(found.steps), headers=headers)
+    return _json({"object": "timeline", "now_s": found.now_s, "steps": found.steps})
+
+
+def _seconds(request: Request) -> float:
+    text = request.query_params.get("seconds", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise InvalidRequest(f"seconds={text[:20]!r} must be above 0 and at most {MAX_SECONDS:g}", param="seconds")
+    return seconds
+
+
+def _json(body: object, *, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), headers=headers, media_type="application/json")

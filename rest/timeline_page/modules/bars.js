@@ -1,0 +1,82 @@
+/** From what the server tells to bars: { row, start, end, label, colour, details }. Pure; times are milliseconds. */
+
+export const NUM_COLOURS = 7;
+
+/** Gives every request a colour, the same for as long as the page is open. */
+export class Colours {
+  #known = new Map();
+
+  of(id) {
+    const root = id.split("/")[0]; // a request on behalf of another has its colour
+    if (!this.#known.has(root)) this.#known.set(root, this.#known.size % NUM_COLOURS);
+    return this.#known.get(root);
+  }
+
+  entries() {
+    return [...this.#known.entries()];
+  }
+}
+
+/** Steps of the device: one row for each lane. */
+export function barsOfSteps(steps, colours) {
+  const rows = [];
+  const bars = steps.map((step) => {
+    if (!rows.includes(step.lane)) rows.push(step.lane);
+    const start = step.start_s * 1000;
+    const who = step.requests.join(", ") || "nobody";
+    return {
+      row: rows.indexOf(step.lane),
+      start,
+      end: start + step.ms,
+      label: step.kind,
+      colour: colours.of(step.requests[0] ?? ""),
+      isError: false,
+      details: [`${step.workload} ${step.kind}, step ${step.number}, ${step.ms.toFixed(3)} ms`, who],
+      trace: step.requests[0]?.split("/")[0],
+    };
+  });
+  return { rows, bars };
+}
+
+/** Spans of a trace: a row for each, children under their parents in the order of time. */
+export function barsOfSpans(spans, colours) {
+  const known = new Set(spans.map((span) => span.span_id));
+  const children = new Map();
+  for (const span of spans) {
+    const parent = known.has(span.parent_id) ? span.parent_id : "";
+    children.set(parent, [...(children.get(parent) ?? []), span]);
+  }
+  const origin = Math.min(...spans.map((span) => span.start_ns));
+  const rows = [];
+  const bars = [];
+  const put = (span, depth, owner) => {
+    const request = span.attributes["braid.request.id"] ?? owner;
+    const start = (span.start_ns - origin) / 1e6;
+    const end = (span.end_ns - origin) / 1e6;
+    const said = Object.entries(span.attributes).map(([name, value]) => `${name}=${value}`);
+    bars.push({
+      row: rows.length,
+      start,
+      end,
+      label: `${span.name} ${(end - start).toFixed(1)} ms`,
+      colour: colours.of(request),
+      isError: Boolean(span.error),
+      marks: span.events.map(([, time]) => (time - origin) / 1e6),
+      details: [`${span.name}, ${(end - start).toFixed(3)} ms${span.error ? `, ${span.error}` : ""}`, said.join("  ")],
+    });
+    rows.push(`${"  ".repeat(depth)}${span.name}`);
+    const within = (children.get(span.span_id) ?? []).sort((a, b) => a.start_ns - b.start_ns);
+    for (const child of within) put(child, depth + 1, request);
+  };
+  for (const root of children.get("") ?? []) put(root, 0, "");
+  return { rows, bars };
+}
+
+/** New steps behind those that are known; what is older than `keepMs` goes. */
+export function merged(known, fresh, keepMs) {
+  const last = known.at(-1)?.number ?? -1;
+  const isRestarted = fresh.length > 0 && fresh.at(-1).number < last; // another engine counts from 0 again
+  const all = isRestarted ? fresh : [...known, ...fresh.filter((step) => step.number > last)];
+  const since = (all.at(-1)?.start_s ?? 0) * 1000 - keepMs;
+  return all.filter((step) => step.start_s * 1000 >= since);
+}

@@ -1,0 +1,53 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { barsOfSpans, barsOfSteps, Colours, merged } from "../../../rest/timeline_page/modules/bars.js";
+import { gridStep, inWords, View } from "../../../rest/timeline_page/modules/view.js";
+
+const step = (number, requests, start = number, lane = "device") => (
+  { number, requests, lane, start_s: start, ms: 500, workload: "language", kind: "decode" }
+);
+
+test("each lane is a row and each request a colour, which those on its behalf share", () => {
+  const { rows, bars } = barsOfSteps([step(0, ["a"]), step(1, ["b"]), step(2, ["a/0"], 2, "other")], new Colours());
+  assert.deepEqual(rows, ["device", "other"]);
+  assert.deepEqual(bars.map((bar) => [bar.row, bar.colour]), [[0, 0], [0, 1], [1, 0]]);
+  assert.deepEqual([bars[1].start, bars[1].end], [1000, 1500]);
+});
+
+test("new steps go behind the known ones, old ones go, and another engine begins anew", () => {
+  const known = merged([], [step(0, []), step(1, [])], 10000);
+  assert.deepEqual(merged(known, [step(1, []), step(2, [])], 10000).map((one) => one.number), [0, 1, 2]);
+  assert.deepEqual(merged(known, [step(2, [])], 1000).map((one) => one.number), [1, 2]);
+  assert.deepEqual(merged(known, [step(0, [], 50)], 10000).map((one) => one.start_s), [50]);
+});
+
+test("spans are rows under their parents, in the order of time; an orphan is a root", () => {
+  const span = (span_id, parent_id, start_ns, more = {}) => (
+    { span_id, parent_id, name: span_id, start_ns, end_ns: start_ns + 2e6, attributes: {}, events: [], ...more }
+  );
+  const { rows, bars } = barsOfSpans([
+    span("root", "caller", 1e6), span("late", "root", 5e6), span("early", "root", 2e6),
+    span("inner", "early", 2e6, { error: "interrupted", events: [["token", 3e6, {}]] }),
+  ], new Colours());
+  assert.deepEqual(rows, ["root", "  early", "    inner", "  late"]);
+  assert.deepEqual(bars.map((bar) => bar.start), [0, 1, 1, 4]);
+  assert.deepEqual([bars[2].isError, bars[2].marks], [true, [2]]);
+});
+
+test("what is under the pointer stays there while it is zoomed", () => {
+  const view = new View(100, 200).zoomed(0.5, 125);
+  assert.deepEqual([view.start, view.end], [112.5, 162.5]);
+  assert.equal(view.x(125, 1000), 250);
+  assert.equal(view.time(250, 1000), 125);
+  assert.deepEqual([view.moved(10).start, view.moved(10).end], [122.5, 172.5]);
+  assert.ok(new View(0, 1).zoomed(1e-9, 0).length >= 0.05);
+});
+
+test("the grid's lines are at round times", () => {
+  assert.equal(gridStep(1000, 10), 100);
+  assert.equal(gridStep(1300, 10), 200);
+  assert.equal(gridStep(0.9, 10), 0.1);
+  assert.equal(inWords(12345), "12.3 s");
+  assert.equal(inWords(3.14159), "3.14 ms");
+});
