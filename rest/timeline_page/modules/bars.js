@@ -65,7 +65,7 @@ export function barsOfSpans(spans, colours) {
       details: [`${span.name}, ${(end - start).toFixed(3)} ms${span.error ? `, ${span.error}` : ""}`, said.join("  ")],
     });
     rows.push(`${"  ".repeat(depth)}${span.name}`);
-    const within = (children.get(span.span_id) ?? []).sort((a, b) => a.start_ns - b.start_ns);
+    const within = (children.get(span.span_id) ?? []).sort((a, b) => a.start_ns - b.start_ns || a.end_ns - b.end_ns);
     for (const child of within) put(child, depth + 1, request);
   };
   for (const root of children.get("") ?? []) put(root, 0, "");

@@ -3,13 +3,16 @@
 import { NUM_COLOURS } from "./bars.js";
 import { gridStep, inWords } from "./view.js";
 
-const ROW = 24;
+const NARROW = 24;
+const WIDE = 64;
+const MANY = 4;
 const HEAD = 22;
 const MIN_LABEL = 34;
 
 export class Painter {
   #canvas;
   #names = 0;
+  #row = NARROW;
 
   constructor(canvas) {
     this.#canvas = canvas;
@@ -32,7 +35,8 @@ export class Painter {
     const context = canvas.getContext("2d");
     context.font = "12px system-ui, sans-serif";
     this.#names = Math.min(220, 16 + Math.max(40, ...rows.map((row) => context.measureText(row).width)));
-    const height = HEAD + Math.max(rows.length, 2) * ROW + 6;
+    this.#row = rows.length > MANY ? NARROW : WIDE;
+    const height = HEAD + Math.max(rows.length, 1) * this.#row + 6;
     canvas.height = height * scale;
     canvas.width = canvas.clientWidth * scale;
     canvas.style.setProperty("height", `${height}px`);
@@ -45,7 +49,7 @@ export class Painter {
     };
     this.#grid(context, view, zero, height, paint);
     context.fillStyle = paint.ink;
-    rows.forEach((name, row) => context.fillText(name, 8, HEAD + row * ROW + 15, this.#names - 12));
+    rows.forEach((name, row) => context.fillText(name, 8, HEAD + (row + 0.5) * this.#row + 4, this.#names - 12));
     context.save();
     context.beginPath();
     context.rect(this.#names, HEAD, this.width, height);
@@ -56,7 +60,7 @@ export class Painter {
 
   /** The bar at a place of the canvas, or undefined. */
   find({ bars, view }, x, y) {
-    const row = Math.floor((y - HEAD) / ROW);
+    const row = Math.floor((y - HEAD) / this.#row);
     const time = view.time(x - this.#names, this.width);
     const slack = (view.length / this.width) * 2;
     return bars.findLast((bar) => bar.row === row && bar.start - slack <= time && time <= bar.end + slack);
@@ -80,18 +84,18 @@ export class Painter {
     const left = this.#names + view.x(bar.start, this.width);
     const width = Math.max(view.x(bar.end, this.width) - view.x(bar.start, this.width), 1);
     if (left + width < this.#names || left > this.#names + this.width) return;
-    const top = HEAD + bar.row * ROW + 3;
+    const top = HEAD + bar.row * this.#row + 3;
     context.fillStyle = paint.threads[bar.colour];
-    context.fillRect(left, top, width, ROW - 6);
+    context.fillRect(left, top, width, this.#row - 6);
     if (bar.isError) {
       context.fillStyle = paint.alarm;
-      context.fillRect(left, top + ROW - 9, width, 3);
+      context.fillRect(left, top + this.#row - 9, width, 3);
     }
     context.fillStyle = paint.ground;
     for (const time of bar.marks ?? []) context.fillRect(this.#names + view.x(time, this.width), top, 1, 5);
     if (width > MIN_LABEL) {
       const shown = Math.max(left, this.#names);
-      context.fillText(bar.label, shown + 4, top + 13, Math.max(width - (shown - left) - 8, 1));
+      context.fillText(bar.label, shown + 4, top + this.#row / 2 + 1, Math.max(width - (shown - left) - 8, 1));
     }
   }
 
