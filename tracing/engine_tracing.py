@@ -1,0 +1,92 @@
+"""All of an engine's tracing, put together: traces, metrics, export, and what a killed engine left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from braid.tracing.measurements import Measurements
+from braid.tracing.metric_families import Family
+from braid.tracing.otel_export import export_from
+from braid.tracing.request_trace import AttributeValue, RequestTrace
+from braid.tracing.sampling import sampling_from
+from braid.tracing.span import Span, SpansEnded
+from braid.tracing.step_record import StepRecord
+from braid.tracing.tracer import Tracer
+
+SEGMENTS_VARIABLE = "BRAID_TRACE_SEGMENTS"
+"""1 makes every step of the device a span."""
+MAX_BYTES_TOLD = 48 << 10
+MAX_SPANS_TOLD = 256
+
+
+class EngineTracing:
+    """Give `open` to the engine and `note_step` to its journal.
+
+    Args:
+        keep: gets spans as they end, beside the endpoint that the environment names; on the tracer's thread.
+        environment: where OpenTelemetry's variables are looked up.
+        open_spans: a file of this engine's seat, see `OpenSpanFile`.
+    """
+
+    def __init__(
+        self, keep: Callable[[list[Span]], None], environment: Mapping[str, str], *, open_spans: Path | None = None
+    ) -> None:
+        self._keep = keep
+        self._measurements = Measurements()
+        self._export = export_from(environment)
+        self.num_spans = 0
+        """Given away so far."""
+        self._tracer = Tracer(
+            self._give_away,
+            sampling=sampling_from(environment),
+            has_segments=environment.get(SEGMENTS_VARIABLE) == "1",
+            measure=self._measurements.take,
+            open_spans=open_spans,
+        )
+        self.note_step: Callable[[StepRecord], None] = self._tracer.note_step
+
+    def open(
+        self,
+        request_id: str,
+        traceparent: str | None,
+        *,
+        name: str = "request",
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> RequestTrace:
+        """See `Recorder.open`."""
+        return self._tracer.open(request_id, traceparent, name=name, attributes=attributes)
+
+    def give_away(self, span: Span) -> None:
+        """A span that was made elsewhere, such as a job's."""
+        self._give_away([span])
+
+    def families(self) -> list[Family]:
+        """What was measured."""
+        return self._measurements.families()
+
+    def close(self) -> None:
+        """End all traces, and send what is not sent yet."""
+        self._tracer.close()
+        if self._export is not None:
+            self._export.close()
+
+    def _give_away(self, spans: list[Span]) -> None:
+        self.num_spans += len(spans)
+        if self._export is not None:
+            self._export.add(spans)
+        self._keep(spans)
+
+
+def told(spans: Iterable[Span]) -> Iterator[SpansEnded]:
+    """Spans as events for the engine's socket, each of a bounded size."""
+    waiting: list[Span] = []
+    num_bytes = 0
+    for span in spans:
+        if waiting and (num_bytes + span.num_bytes > MAX_BYTES_TOLD or len(waiting) == MAX_SPANS_TOLD):
+            yield SpansEnded(tuple(waiting))
+            waiting, num_bytes = [], 0
+        waiting.append(span)
+        num_bytes += span.num_bytes
+    if waiting:
+        yield SpansEnded(tuple(waiting))
