@@ -92,7 +92,7 @@ def test_a_question_is_answered_word_by_word_and_an_answer_can_be_stopped(open_p
     page.click("#stop")
     page.wait_for(f"document.querySelector('{ANSWER} .note')?.textContent === 'Stopped.'")
     page.wait_for("!document.querySelector('#send').hidden && document.activeElement.id === 'chat-input'")
-    assert not page.complaints
+    assert not complaints(page)
 
 
 def test_conversations_stay_in_the_browser(open_page: Open) -> None:
@@ -139,7 +139,7 @@ def test_a_picture_and_a_film_are_made_and_found_after_a_reload(open_page: Open,
     assert page.evaluate("document.querySelector('.viewer video').duration") == pytest.approx(17 / 24, abs=0.1)
     assert "128 × 64" in page.text(".viewer .facts")
     page.screenshot(artefacts / "film-in-the-viewer.png")
-    assert not page.complaints
+    assert not complaints(page)
 
 
 def test_seed_and_settings_are_used_again(open_page: Open) -> None:

@@ -6,5 +6,7 @@ import { byId } from "./dom.js";
 export function announce(text) {
   const region = byId("announcer");
   region.textContent = "";
-  requestAnimationFrame(() => { region.textContent = text; }); // the same words twice are said twice
+  requestAnimationFrame(() => {
+    region.textContent = text;
+  }); // the same words twice are said twice
 }

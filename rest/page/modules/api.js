@@ -87,15 +87,24 @@ export class Api {
     if (key) sent.authorization = `Bearer ${key}`;
     if (json !== undefined) sent["content-type"] = "application/json";
     try {
-      return await fetch(path, { method, headers: sent, body: json === undefined ? form : JSON.stringify(json), signal });
+      return await fetch(path, {
+        method,
+        headers: sent,
+        body: json === undefined ? form : JSON.stringify(json),
+        signal,
+      });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError("The server cannot be reached. Is it running, and is this machine online?", { code: "offline" });
+      throw new ApiError("The server cannot be reached. Is it running, and is this machine online?", {
+        code: "offline",
+      });
     }
   }
 
   async #newKey(message) {
-    this.#asking ??= this.#askForKey(message).finally(() => { this.#asking = null; });
+    this.#asking ??= this.#askForKey(message).finally(() => {
+      this.#asking = null;
+    });
     const key = await this.#asking;
     if (key) this.#keyStore.set(key);
     return Boolean(key);

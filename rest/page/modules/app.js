@@ -89,7 +89,8 @@ function showServer({ server: state, reason, models, modalities }) {
   const isStuck = state === "offline" || state === "locked";
   show(banner, isStuck);
   banner.textContent = isStuck ? reason : "";
-  byId("chat-input").placeholder = state === "loading" ? "The engine is loading; you can write already" : "Write a message";
+  byId("chat-input").placeholder =
+    state === "loading" ? "The engine is loading; you can write already" : "Write a message";
   if (isReady) showModels(abilities(models), modalities);
   else {
     chat.pause();

@@ -89,10 +89,13 @@ export class Chat {
       this.#settings.set("chat-model", target.value);
     });
     this.#connectSetting("chat-system");
-    this.#connectSetting("chat-temperature", (value) => { byId("chat-temperature-value").textContent = value; });
+    this.#connectSetting("chat-temperature", (value) => {
+      byId("chat-temperature-value").textContent = value;
+    });
     byId("chat-settings").addEventListener("submit", (event) => event.preventDefault());
-    byId("suggestions").replaceChildren(...SUGGESTIONS.map((text) =>
-      h("li", {}, h("button", { type: "button", onclick: () => this.#send(text) }, text))));
+    byId("suggestions").replaceChildren(
+      ...SUGGESTIONS.map((text) => h("li", {}, h("button", { type: "button", onclick: () => this.#send(text) }, text))),
+    );
   }
 
   #connectSetting(id, tell = () => {}) {
@@ -105,7 +108,7 @@ export class Chat {
     });
   }
 
-  // -- conversations ---------------------------------------------------------------------------------------------------
+  // -- conversations --------------------------------------------------------------------------------------------------
 
   #open(conversation) {
     this.#running?.abort();
@@ -119,22 +122,35 @@ export class Chat {
 
   async #showList() {
     const all = await this.#conversations.list();
-    const rows = all.map((conversation) => h("li", {},
-      h("button", {
-        type: "button",
-        "aria-current": conversation.id === this.#conversation.id ? "true" : null,
-        onclick: () => {
-          closeMenu("conversation-button", "conversation-menu");
-          this.#open(conversation);
-          byId("conversation-button").focus();
-        },
-      }, h("span", {}, conversation.title), h("small", {}, ago(conversation.updatedAt / 1000))),
-      iconButton("bin", `Delete ${conversation.title}`, () => this.#delete(conversation))));
-    byId("conversation-list").replaceChildren(...(rows.length ? rows : [h("li", { class: "fine" }, "No conversations yet.")]));
+    const rows = all.map((conversation) =>
+      h(
+        "li",
+        {},
+        h(
+          "button",
+          {
+            type: "button",
+            "aria-current": conversation.id === this.#conversation.id ? "true" : null,
+            onclick: () => {
+              closeMenu("conversation-button", "conversation-menu");
+              this.#open(conversation);
+              byId("conversation-button").focus();
+            },
+          },
+          h("span", {}, conversation.title),
+          h("small", {}, ago(conversation.updatedAt / 1000)),
+        ),
+        iconButton("bin", `Delete ${conversation.title}`, () => this.#delete(conversation)),
+      ),
+    );
+    byId("conversation-list").replaceChildren(
+      ...(rows.length ? rows : [h("li", { class: "fine" }, "No conversations yet.")]),
+    );
   }
 
   async #delete(conversation) {
-    if (!(await confirmLoss("Delete this conversation?", `“${conversation.title}” is kept in this browser only.`))) return;
+    if (!(await confirmLoss("Delete this conversation?", `“${conversation.title}” is kept in this browser only.`)))
+      return;
     await this.#conversations.remove(conversation.id);
     if (conversation.id === this.#conversation.id) this.#open(fresh());
     await this.#showList();
@@ -146,7 +162,7 @@ export class Chat {
     await this.#conversations.put(conversation);
   }
 
-  // -- asking ----------------------------------------------------------------------------------------------------------
+  // -- asking ---------------------------------------------------------------------------------------------------------
 
   async #send(text) {
     if (!text.trim() || this.#running || !this.#isReady) return;
@@ -221,7 +237,7 @@ export class Chat {
     };
   }
 
-  // -- showing ---------------------------------------------------------------------------------------------------------
+  // -- showing --------------------------------------------------------------------------------------------------------
 
   #add(message) {
     this.#conversation.messages.push(message);
@@ -250,7 +266,13 @@ export class Chat {
       if (isAtEnd) this.#scroll.scrollTop = this.#scroll.scrollHeight;
     };
     draw();
-    return { element, draw, drawSoon: () => { timer ||= setTimeout(draw, RENDER_MS); } };
+    return {
+      element,
+      draw,
+      drawSoon: () => {
+        timer ||= setTimeout(draw, RENDER_MS);
+      },
+    };
   }
 
   #tools(message) {
@@ -260,8 +282,9 @@ export class Chat {
       announce("Copied");
     });
     const again = iconButton("again", "Answer again", () => this.#again());
-    const film = iconButton("film", "Use as a prompt in the studio", () => this.#filmThis(message.content),
-      { "data-needs": "media" });
+    const film = iconButton("film", "Use as a prompt in the studio", () => this.#filmThis(message.content), {
+      "data-needs": "media",
+    });
     return message.content ? [copy, again, film] : [again];
   }
 
@@ -277,7 +300,12 @@ export class Chat {
 }
 
 function fresh() {
-  return { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, title: "", updatedAt: Date.now(), messages: [] };
+  return {
+    id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`,
+    title: "",
+    updatedAt: Date.now(),
+    messages: [],
+  };
 }
 
 function noteOf({ error, note, rate }) {
@@ -286,7 +314,7 @@ function noteOf({ error, note, rate }) {
   return rate ? [h("p", { class: "note" }, `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tokens a second`)] : [];
 }
 
-// -- menus that drop down from a button -----------------------------------------------------------------------------------
+// -- menus that drop down from a button -------------------------------------------------------------------------------
 
 function connectMenu(buttonId, menuId, onOpen = () => {}) {
   const button = byId(buttonId);
@@ -303,7 +331,8 @@ function connectMenu(buttonId, menuId, onOpen = () => {}) {
     button.focus();
   });
   document.addEventListener("pointerdown", ({ target }) => {
-    if (!menu.hidden && !menu.contains(target) && !button.contains(target) && !target.closest("dialog")) closeMenu(buttonId, menuId);
+    if (!menu.hidden && !menu.contains(target) && !button.contains(target) && !target.closest("dialog"))
+      closeMenu(buttonId, menuId);
   });
 }
 

@@ -30,7 +30,9 @@ export class KeyDialog {
     show(byId("key-forget"), Boolean(this.#keyStore.get()));
     if (!this.#dialog.open) this.#dialog.showModal();
     this.#input.focus();
-    return new Promise((resolve) => { this.#resolve = resolve; });
+    return new Promise((resolve) => {
+      this.#resolve = resolve;
+    });
   }
 
   #answer(key) {

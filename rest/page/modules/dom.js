@@ -29,8 +29,11 @@ export function icon(name) {
 
 /** A button that shows an icon, with its name for those who do not see it. */
 export function iconButton(name, label, onclick, attributes = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes },
-    icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes },
+    icon(name),
+  );
 }
 
 /** Show or hide; what is hidden is out of the tab order too. */

@@ -9,8 +9,18 @@ import { SettingsForm } from "./settings_form.js";
 import { capitalised, shortened } from "./words.js";
 
 const MODES = {
-  video: { name: "Film", icon: "film", make: "Make film", placeholder: "A red fox crosses a frozen lake at dawn, its breath in the cold air, ice creaking…" },
-  image: { name: "Image", icon: "image", make: "Make image", placeholder: "A lighthouse on a cliff, painted in watercolour, fog rolling in…" },
+  video: {
+    name: "Film",
+    icon: "film",
+    make: "Make film",
+    placeholder: "A red fox crosses a frozen lake at dawn, its breath in the cold air, ice creaking…",
+  },
+  image: {
+    name: "Image",
+    icon: "image",
+    make: "Make image",
+    placeholder: "A lighthouse on a cliff, painted in watercolour, fog rolling in…",
+  },
   audio: { name: "Sound", icon: "sound", make: "Make sound", placeholder: "Rain on a tin roof, a distant train…" },
 };
 
@@ -93,18 +103,34 @@ export class Easel {
   /** Make a film again with another prompt. */
   remix(job) {
     this.#setMode("video");
-    this.#setSource({ what: "remix", job, text: `Remix of “${shortened(job.prompt ?? "", 40)}”: same seed and settings, your words` });
+    this.#setSource({
+      what: "remix",
+      job,
+      text: `Remix of “${shortened(job.prompt ?? "", 40)}”: same seed and settings, your words`,
+    });
     this.write(job.prompt ?? "");
   }
 
-  // -- what to make ----------------------------------------------------------------------------------------------------
+  // -- what to make ---------------------------------------------------------------------------------------------------
 
   #showModes() {
     const modes = this.#able.modes;
     if (!modes.includes(this.#mode)) this.#mode = modes[0] ?? "video";
-    const choices = modes.map((mode) => h("label", {},
-      h("input", { type: "radio", name: "mode", value: mode, checked: mode === this.#mode,
-        onchange: () => this.#setMode(mode) }), icon(MODES[mode].icon), MODES[mode].name));
+    const choices = modes.map((mode) =>
+      h(
+        "label",
+        {},
+        h("input", {
+          type: "radio",
+          name: "mode",
+          value: mode,
+          checked: mode === this.#mode,
+          onchange: () => this.#setMode(mode),
+        }),
+        icon(MODES[mode].icon),
+        MODES[mode].name,
+      ),
+    );
     byId("modes").replaceChildren(h("legend", { class: "visually-hidden" }, "What to make"), ...choices);
     if (modes.length) this.#setMode(this.#mode);
   }
@@ -136,7 +162,7 @@ export class Easel {
     show(byId("more"), source !== "remix");
   }
 
-  // -- sending ---------------------------------------------------------------------------------------------------------
+  // -- sending --------------------------------------------------------------------------------------------------------
 
   async #make() {
     if (byId("make").disabled) return;
@@ -157,7 +183,8 @@ export class Easel {
 
   #begin(fields) {
     const post = (path, json) => this.#api.json(path, { method: "POST", json });
-    if (this.#source?.what === "remix") return post(`${jobPath("video", this.#source.job.id)}/remix`, { prompt: fields.prompt });
+    if (this.#source?.what === "remix")
+      return post(`${jobPath("video", this.#source.job.id)}/remix`, { prompt: fields.prompt });
     if (this.#source?.what === "extend") {
       const { pipeline, width, height, ...rest } = fields; // a clip goes on in its own size
       return post("v1/videos/extensions", { ...rest, video: { id: this.#source.job.id } });
@@ -166,7 +193,10 @@ export class Easel {
     if (!file) return post(createPath(this.#mode), fields);
     const strength = this.#firstFrame.strength;
     const more = strength === 1 ? {} : { input_reference_strength: strength };
-    return this.#api.json(createPath("video"), { method: "POST", form: multipart({ ...fields, ...more }, { input_reference: file }) });
+    return this.#api.json(createPath("video"), {
+      method: "POST",
+      form: multipart({ ...fields, ...more }, { input_reference: file }),
+    });
   }
 
   /** Images are made while one waits: the stream is read elsewhere, a refusal is told here. */
@@ -175,7 +205,12 @@ export class Easel {
     const json = { ...fields, stream: true, partial_images: 3 };
     const events = this.#api.events(createPath("image"), { method: "POST", json, signal: abort.signal });
     const begun = events.next(); // the request is out now; the first event, or a refusal, comes later
-    await Promise.race([begun, new Promise((resolve) => { setTimeout(resolve, REFUSAL_MS); })]);
+    await Promise.race([
+      begun,
+      new Promise((resolve) => {
+        setTimeout(resolve, REFUSAL_MS);
+      }),
+    ]);
     this.#handlers.onDrawing({ fields, begun, events, abort });
   }
 
@@ -186,7 +221,7 @@ export class Easel {
     if (error) this.#form.blame(error.param);
   }
 
-  // -- rewriting -------------------------------------------------------------------------------------------------------
+  // -- rewriting ------------------------------------------------------------------------------------------------------
 
   #connectRewriting() {
     let before = "";
@@ -215,7 +250,12 @@ export class Easel {
     this.#complain(null);
     this.#handlers.onRewriting();
     try {
-      const options = { model: this.#chatModel, kind: this.#mode, signal: this.#rewriting.signal, onId: this.#handlers.onRewriteId };
+      const options = {
+        model: this.#chatModel,
+        kind: this.#mode,
+        signal: this.#rewriting.signal,
+        onId: this.#handlers.onRewriteId,
+      };
       for await (const text of rewrite(this.#api, idea, options)) this.#prompt.value = text;
       if (!this.#prompt.value.trim()) this.#prompt.value = idea;
       announce(`Rewritten: ${this.#prompt.value}`);

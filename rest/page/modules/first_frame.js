@@ -21,7 +21,9 @@ export class FirstFrame {
       byId("reference-button").focus();
     });
     const strength = byId("reference-strength");
-    strength.addEventListener("input", () => { byId("reference-strength-value").textContent = strength.value; });
+    strength.addEventListener("input", () => {
+      byId("reference-strength-value").textContent = strength.value;
+    });
     byId("easel").addEventListener("paste", (event) => {
       if (this.take(pictureOf(event.clipboardData))) event.preventDefault();
     });
@@ -75,7 +77,9 @@ export class FirstFrame {
       depth = Math.max(0, depth - 1);
       curtain.classList.toggle("is-over", depth > 0);
     });
-    target.addEventListener("dragover", (event) => { if (isPicture(event)) event.preventDefault(); });
+    target.addEventListener("dragover", (event) => {
+      if (isPicture(event)) event.preventDefault();
+    });
     target.addEventListener("drop", (event) => {
       depth = 0;
       curtain.classList.remove("is-over");

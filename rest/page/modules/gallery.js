@@ -13,6 +13,7 @@ const BUSY_MS = 2500;
 const CALM_MS = 20_000;
 const MOST_FOLLOWED = 3; // a browser opens six connections to a server; chat needs some of them
 const ADOPT_S = 30;
+const ENDS = { completed: "Finished", failed: "Failed", cancelled: "Cancelled" };
 
 /** The list of works; `handlers`: `onReuse(kind, job)`, `onExtend(job)`, `onRemix(job)`. */
 export class Gallery {
@@ -30,9 +31,15 @@ export class Gallery {
   constructor(api, threads, handlers) {
     this.#api = api;
     this.#threads = threads;
-    this.#viewer = new Viewer(api, { ...handlers, onDelete: (work) => this.#delete(work), onCancel: (work) => this.#cancel(work) });
+    this.#viewer = new Viewer(api, {
+      ...handlers,
+      onDelete: (work) => this.#delete(work),
+      onCancel: (work) => this.#cancel(work),
+    });
     byId("gallery-more").addEventListener("click", () => this.#loadOlder());
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.refresh(); });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.refresh();
+    });
   }
 
   /** Which kinds there are to list. */
@@ -51,9 +58,20 @@ export class Gallery {
 
   /** An image that is being drawn while its stream lasts; the job behind it is found by its id, or in the list. */
   async drawing({ fields, begun, events, abort }) {
-    const drawing = { id: `drawing-${crypto.getRandomValues(new Uint32Array(1))[0]}`, prompt: fields.prompt, began: Date.now() / 1000, abort };
+    const drawing = {
+      id: `drawing-${crypto.getRandomValues(new Uint32Array(1))[0]}`,
+      prompt: fields.prompt,
+      began: Date.now() / 1000,
+      abort,
+    };
     this.#drawings.add(drawing);
-    const job = { id: drawing.id, status: "in_progress", prompt: fields.prompt, params: fields, created_at: drawing.began };
+    const job = {
+      id: drawing.id,
+      status: "in_progress",
+      prompt: fields.prompt,
+      params: fields,
+      created_at: drawing.began,
+    };
     this.#take("image", job, { isNew: true });
     this.#lookAgain(300);
     try {
@@ -79,14 +97,15 @@ export class Gallery {
     this.#lookAgain();
   }
 
-  // -- from the server -------------------------------------------------------------------------------------------------
+  // -- from the server ------------------------------------------------------------------------------------------------
 
   async #list(kind, after = null) {
     const query = new URLSearchParams({ limit: String(PAGE), order: "desc", ...(after ? { after } : {}) });
     try {
       const page = await this.#api.json(`${listPath(kind)}?${query}`, { isQuiet: true });
       const known = this.#cursors.get(kind);
-      if (after || !known) this.#cursors.set(kind, { last: page.last_id ?? page.data.at(-1)?.id, hasMore: page.has_more });
+      if (after || !known)
+        this.#cursors.set(kind, { last: page.last_id ?? page.data.at(-1)?.id, hasMore: page.has_more });
       return page.data;
     } catch (error) {
       this.#problem = error.isOffline ? "" : error.message; // the masthead says when the server is away
@@ -108,7 +127,8 @@ export class Gallery {
       const oldest = jobs.length < PAGE ? -Infinity : Math.min(...jobs.map(({ created_at: at }) => at));
       for (const { kind, job } of [...this.#works.values()]) {
         const isLocal = job.id.startsWith("drawing-");
-        if (kind === this.#kinds[index] && !isLocal && !ids.has(job.id) && job.created_at >= oldest) this.#remove(job.id);
+        if (kind === this.#kinds[index] && !isLocal && !ids.has(job.id) && job.created_at >= oldest)
+          this.#remove(job.id);
       }
     });
   }
@@ -117,11 +137,13 @@ export class Gallery {
     clearTimeout(this.#timer);
     const isBusy = this.#drawings.size > 0 || [...this.#works.values()].some(({ job }) => !isFinal(job));
     const wait = afterMs ?? (isBusy ? BUSY_MS : CALM_MS);
-    this.#timer = setTimeout(() => { if (!document.hidden && this.#kinds.length) this.refresh(); }, wait);
+    this.#timer = setTimeout(() => {
+      if (!document.hidden && this.#kinds.length) this.refresh();
+    }, wait);
     this.#followSome();
   }
 
-  // -- live ------------------------------------------------------------------------------------------------------------
+  // -- live -----------------------------------------------------------------------------------------------------------
 
   #followSome() {
     const works = [...this.#works.values()].filter(({ job }) => !isFinal(job) && !job.id.startsWith("drawing-"));
@@ -135,9 +157,12 @@ export class Gallery {
     work.following = following;
     try {
       const path = `${jobPath(work.kind, work.job.id)}/events`;
-      for await (const { event, data } of this.#api.events(path, { signal: following.signal, isQuiet: true })) this.#hear(work, event, data);
+      for await (const { event, data } of this.#api.events(path, { signal: following.signal, isQuiet: true }))
+        this.#hear(work, event, data);
     } catch {
-      await new Promise((resolve) => { setTimeout(resolve, BUSY_MS); }); // the list goes on telling; then try again
+      await new Promise((resolve) => {
+        setTimeout(resolve, BUSY_MS);
+      }); // the list goes on telling; then try again
     }
     work.following = null;
   }
@@ -178,11 +203,18 @@ export class Gallery {
     this.#threads.rename(drawing.id, id);
   }
 
-  // -- cards -----------------------------------------------------------------------------------------------------------
+  // -- cards ----------------------------------------------------------------------------------------------------------
 
   #take(kind, job, { isNew = false } = {}) {
-    const drawing = [...this.#drawings].find((one) => !one.adopted && kind === "image" && !job.id.startsWith("drawing-")
-      && one.prompt === (job.prompt ?? job.params?.prompt) && job.created_at > one.began - ADOPT_S && !this.#works.has(job.id));
+    const drawing = [...this.#drawings].find(
+      (one) =>
+        !one.adopted &&
+        kind === "image" &&
+        !job.id.startsWith("drawing-") &&
+        one.prompt === (job.prompt ?? job.params?.prompt) &&
+        job.created_at > one.began - ADOPT_S &&
+        !this.#works.has(job.id),
+    );
     if (drawing) this.#adopt(drawing, job.id);
     const known = this.#works.get(job.id);
     if (known) this.#change(known, job);
@@ -196,7 +228,7 @@ export class Gallery {
     work.card.update(work.job, work.live);
     if (isFinal(work.job) && !wasFinal) {
       work.following?.abort();
-      announce(`${{ completed: "Finished", failed: "Failed", cancelled: "Cancelled" }[job.status]}: ${shortened(job.prompt ?? "", 60)}`);
+      announce(`${ENDS[job.status]}: ${shortened(job.prompt ?? "", 60)}`);
     }
     this.#viewer.changed(work);
   }
@@ -234,12 +266,15 @@ export class Gallery {
   #showState() {
     show(byId("gallery-empty"), this.#isLoaded && this.#works.size === 0);
     byId("gallery-empty").textContent = this.#problem || "What you make appears here, and stays when you reload.";
-    show(byId("gallery-more"), [...this.#cursors.values()].some(({ hasMore }) => hasMore));
+    show(
+      byId("gallery-more"),
+      [...this.#cursors.values()].some(({ hasMore }) => hasMore),
+    );
     const running = [...this.#works.values()].filter(({ job }) => !isFinal(job)).length;
     byId("gallery-count").textContent = running ? `${running} being made` : "";
   }
 
-  // -- ending ----------------------------------------------------------------------------------------------------------
+  // -- ending ---------------------------------------------------------------------------------------------------------
 
   async #cancel(work) {
     const drawing = [...this.#drawings].find(({ id, adopted }) => work.job.id === id || work.job.id === adopted);

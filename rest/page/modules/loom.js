@@ -73,8 +73,12 @@ export class Loom {
     const shares = this.#stitches.shares(now - RECENT_S, now).filter(({ share }) => share > 0.002);
     const items = shares.slice(0, 3).map(({ id, row, share }) => {
       const name = this.#threads.nameOf(id) ?? (row ? "Another picture or film" : "Another chat");
-      return h("li", { class: `thread-${this.#threads.colourOf(id)}` }, h("span", {}, name),
-        h("b", {}, `${Math.max(1, Math.round(share * 100))} %`));
+      return h(
+        "li",
+        { class: `thread-${this.#threads.colourOf(id)}` },
+        h("span", {}, name),
+        h("b", {}, `${Math.max(1, Math.round(share * 100))} %`),
+      );
     });
     byId("loom-threads").replaceChildren(...items);
     byId("loom-summary").textContent = summary(shares);
@@ -124,7 +128,13 @@ export class Loom {
     bar.requests.forEach((id, index) => {
       pen.fillStyle = this.#colours[this.#threads.colourOf(id)];
       pen.beginPath();
-      pen.roundRect(from, top + index * each, to - from, Math.max(each - (index ? 0.5 : 0), 1), Math.min(2, (to - from) / 2));
+      pen.roundRect(
+        from,
+        top + index * each,
+        to - from,
+        Math.max(each - (index ? 0.5 : 0), 1),
+        Math.min(2, (to - from) / 2),
+      );
       pen.fill();
     });
   }

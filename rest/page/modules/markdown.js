@@ -15,7 +15,14 @@ const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 const SAFE_URL = /^(https?:\/\/|mailto:)/i;
 const BARE_URL = /^https?:\/\/[^\s<>"'`]+/i;
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
-const DELIMITERS = [["***", "strong", "em"], ["**", "strong"], ["__", "strong"], ["~~", "del"], ["*", "em"], ["_", "em"]];
+const DELIMITERS = [
+  ["***", "strong", "em"],
+  ["**", "strong"],
+  ["__", "strong"],
+  ["~~", "del"],
+  ["*", "em"],
+  ["_", "em"],
+];
 
 /** The tree of a text; an end that is still being written (an open fence) is taken as it stands. */
 export function parse(text) {
@@ -25,14 +32,15 @@ export function parse(text) {
 /** DOM nodes of a tree. */
 export function render(tree) {
   return tree.map((node) =>
-    typeof node === "string" ? document.createTextNode(node) : h(node.tag, node.attributes, ...render(node.children)));
+    typeof node === "string" ? document.createTextNode(node) : h(node.tag, node.attributes, ...render(node.children)),
+  );
 }
 
 function node(tag, children, attributes = {}) {
   return { tag, attributes, children };
 }
 
-// -- blocks ------------------------------------------------------------------------------------------------------------
+// -- blocks -----------------------------------------------------------------------------------------------------------
 
 const READERS = [fence, heading, rule, quote, list, table];
 
@@ -130,7 +138,8 @@ function startsBlock(line) {
 /** A list item of one paragraph holds its text without one. */
 function tight(children) {
   return children[0]?.tag === "p" && !children.slice(1).some((child) => child.tag === "p")
-    ? [...children[0].children, ...children.slice(1)] : children;
+    ? [...children[0].children, ...children.slice(1)]
+    : children;
 }
 
 function table(lines, at) {
@@ -138,17 +147,29 @@ function table(lines, at) {
   if (!lines[at + 1].includes("-") || !lines[at + 1].includes("|")) return null;
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
-  const head = node("tr", cells(lines[at]).map((cell) => node("th", inline(cell), { scope: "col" })));
-  const rows = lines.slice(at + 2, end).map((line) => node("tr", cells(line).map((cell) => node("td", inline(cell)))));
+  const head = node(
+    "tr",
+    cells(lines[at]).map((cell) => node("th", inline(cell), { scope: "col" })),
+  );
+  const rows = lines.slice(at + 2, end).map((line) =>
+    node(
+      "tr",
+      cells(line).map((cell) => node("td", inline(cell))),
+    ),
+  );
   const whole = node("table", [node("thead", [head]), node("tbody", rows)]);
   return { node: node("div", [whole], { class: "table", tabindex: "0" }), end };
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  return line
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split("|")
+    .map((cell) => cell.trim());
 }
 
-// -- inside a block ----------------------------------------------------------------------------------------------------
+// -- inside a block ---------------------------------------------------------------------------------------------------
 
 /** The text of a block: code, emphasis, links, line breaks. */
 function inline(text, depth = 0) {
@@ -179,12 +200,21 @@ function inline(text, depth = 0) {
 
 function span(text, at, depth, absent) {
   switch (text[at]) {
-    case "\n": return { node: node("br", []), end: at + 1 };
-    case "`": return code(text, at, absent);
-    case "[": return link(text, at, depth, absent);
-    case "h": case "H": return bareUrl(text, at);
-    case "*": case "_": case "~": return emphasis(text, at, depth, absent);
-    default: return null;
+    case "\n":
+      return { node: node("br", []), end: at + 1 };
+    case "`":
+      return code(text, at, absent);
+    case "[":
+      return link(text, at, depth, absent);
+    case "h":
+    case "H":
+      return bareUrl(text, at);
+    case "*":
+    case "_":
+    case "~":
+      return emphasis(text, at, depth, absent);
+    default:
+      return null;
   }
 }
 
@@ -223,7 +253,13 @@ function link(text, at, depth, absent) {
   const middle = find(text, "](", at + 1, absent);
   if (middle < 0) return null;
   const end = text.indexOf(")", middle + 2);
-  const address = end < 0 ? "" : text.slice(middle + 2, end).trim().replace(/\s+".*"$/, "");
+  const address =
+    end < 0
+      ? ""
+      : text
+          .slice(middle + 2, end)
+          .trim()
+          .replace(/\s+".*"$/, "");
   if (!SAFE_URL.test(address) || /\s/.test(address)) return null;
   return { node: anchor(address, inline(text.slice(at + 1, middle), depth + 1)), end: end + 1 };
 }

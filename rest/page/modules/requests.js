@@ -1,4 +1,4 @@
-/** From what the form says to what the server is sent. Pure: what is empty is left out, so the server's defaults stay. */
+/** From what the form says to what the server is sent. Pure: what is empty is left out, the server's defaults stay. */
 
 const CREATE = { video: "v1/videos", image: "v1/images/generations", audio: "v1/audio/generations" };
 const BASE = { video: "v1/videos", image: "v1/images", audio: "v1/audio" };

@@ -15,7 +15,9 @@ export class ServerState {
   constructor(api, onChange) {
     this.#api = api;
     this.#onChange = onChange;
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.look(); });
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.look();
+    });
     addEventListener("online", () => this.look());
     addEventListener("offline", () => this.look());
   }
@@ -32,7 +34,12 @@ export class ServerState {
     const state = await this.#ask();
     clearTimeout(this.#timer);
     const isWaiting = state.server !== "ready" || isMediaComing(state.modalities);
-    this.#timer = setTimeout(() => { if (!document.hidden) this.look(); }, isWaiting ? WAITING_MS : READY_MS);
+    this.#timer = setTimeout(
+      () => {
+        if (!document.hidden) this.look();
+      },
+      isWaiting ? WAITING_MS : READY_MS,
+    );
     const told = JSON.stringify(state);
     if (told === this.#last) return;
     this.#last = told;
@@ -42,7 +49,8 @@ export class ServerState {
   async #ask() {
     try {
       const ready = await this.#ready();
-      if (!ready.ready) return { server: "loading", reason: firstReason(ready), modalities: ready.modalities, models: [] };
+      if (!ready.ready)
+        return { server: "loading", reason: firstReason(ready), modalities: ready.modalities, models: [] };
       this.models = (await this.#api.json("v1/models", { isQuiet: this.#isLocked })).data;
       this.#isLocked = false;
       return { server: "ready", reason: "", modalities: ready.modalities, models: this.models };
@@ -66,10 +74,17 @@ export class ServerState {
 
 /** Whether a model for pictures or films is on its way into memory. */
 export function isMediaComing(modalities) {
-  return ["video", "image"].some((name) => /\b(is|are|being) (still )?load(ing|ed)\b/.test(modalities[name]?.reason ?? "")
-    && !/^no /.test(modalities[name].reason));
+  return ["video", "image"].some(
+    (name) =>
+      /\b(is|are|being) (still )?load(ing|ed)\b/.test(modalities[name]?.reason ?? "") &&
+      !/^no /.test(modalities[name].reason),
+  );
 }
 
 function firstReason(ready) {
-  return Object.values(ready.modalities ?? {}).map((one) => one.reason).find(Boolean) ?? "the engine is starting";
+  return (
+    Object.values(ready.modalities ?? {})
+      .map((one) => one.reason)
+      .find(Boolean) ?? "the engine is starting"
+  );
 }

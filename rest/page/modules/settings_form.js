@@ -29,8 +29,11 @@ export class SettingsForm {
   /** What is written, numbers as numbers; null where nothing is. */
   read() {
     const form = Object.fromEntries(Object.entries(this.#fields).map(([name, field]) => [name, valueOf(field)]));
-    if (this.#shape && this.#shape !== SHAPE_NONE) Object.assign(form, { width: this.#shape.width, height: this.#shape.height });
-    form.loras = this.#loras.filter(({ box }) => box.checked).map(({ name, range }) => ({ name, strength: Number(range.value) }));
+    if (this.#shape && this.#shape !== SHAPE_NONE)
+      Object.assign(form, { width: this.#shape.width, height: this.#shape.height });
+    form.loras = this.#loras
+      .filter(({ box }) => box.checked)
+      .map(({ name, range }) => ({ name, strength: Number(range.value) }));
     return form;
   }
 
@@ -64,7 +67,7 @@ export class SettingsForm {
     return true;
   }
 
-  // -- what stands where -----------------------------------------------------------------------------------------------
+  // -- what stands where ----------------------------------------------------------------------------------------------
 
   #quick() {
     const defaults = defaultsOf(this.#pipeline);
@@ -83,7 +86,8 @@ export class SettingsForm {
       parts.push(this.#number("width", "Width", defaults.width, { step, min: step }));
       parts.push(this.#number("height", "Height", defaults.height, { step, min: step }));
     }
-    if (this.#mode !== "image") parts.push(this.#number("frame_rate", "Frames a second", defaults.frame_rate, { min: 1, step: "any" }));
+    if (this.#mode !== "image")
+      parts.push(this.#number("frame_rate", "Frames a second", defaults.frame_rate, { min: 1, step: "any" }));
     parts.push(this.#number("num_inference_steps", "Steps", defaults.num_inference_steps, { min: 1, step: 1 }));
     parts.push(this.#seed());
     if (isGuided(this.#pipeline)) parts.push(...this.#guidance(defaults));
@@ -96,18 +100,23 @@ export class SettingsForm {
     const scale = (stream) => defaults.guidance[stream]?.guidance_scale;
     const isHeard = this.#able.hasAudio && this.#mode !== "image";
     return [
-      this.#mode !== "audio" && this.#number("guidance_video", "Guidance of the picture", scale("video"), { step: "any", min: 0 }),
+      this.#mode !== "audio" &&
+        this.#number("guidance_video", "Guidance of the picture", scale("video"), { step: "any", min: 0 }),
       isHeard && this.#number("guidance_audio", "Guidance of the sound", scale("audio"), { step: "any", min: 0 }),
     ].filter(Boolean);
   }
 
-  // -- single fields ---------------------------------------------------------------------------------------------------
+  // -- single fields --------------------------------------------------------------------------------------------------
 
   #pipelines() {
     const there = pipelinesOf(this.#able, this.#mode);
     if (there.length < 2) return null;
-    const select = h("select", { id: "set-pipeline" }, h("option", { value: "" }, "The model's best"),
-      ...there.map(({ name }) => h("option", { value: name }, pipelineName(name))));
+    const select = h(
+      "select",
+      { id: "set-pipeline" },
+      h("option", { value: "" }, "The model's best"),
+      ...there.map(({ name }) => h("option", { value: name }, pipelineName(name))),
+    );
     select.addEventListener("change", () => {
       const kept = this.read();
       this.#pipeline = pipelineOf(this.#able, this.#mode, select.value);
@@ -119,7 +128,13 @@ export class SettingsForm {
   }
 
   #number(name, label, placeholder, attributes) {
-    const input = h("input", { type: "number", id: `set-${name}`, inputmode: "decimal", placeholder: placeholder ?? "As the model likes", ...attributes });
+    const input = h("input", {
+      type: "number",
+      id: `set-${name}`,
+      inputmode: "decimal",
+      placeholder: placeholder ?? "As the model likes",
+      ...attributes,
+    });
     this.#fields[name] = input;
     if (name === "width" || name === "height") input.addEventListener("change", () => this.#sizeWasWritten());
     return h("label", { class: "field" }, `${label} `, input);
@@ -127,14 +142,34 @@ export class SettingsForm {
 
   #seed() {
     const input = h("input", { type: "number", id: "set-seed", min: 0, step: 1, placeholder: "Drawn anew" });
-    const dice = h("button", { type: "button", class: "icon-button", "aria-label": "Draw a seed", title: "Draw a seed",
-      onclick: () => { input.value = crypto.getRandomValues(new Uint32Array(1))[0]; } }, icon("dice"));
+    const dice = h(
+      "button",
+      {
+        type: "button",
+        class: "icon-button",
+        "aria-label": "Draw a seed",
+        title: "Draw a seed",
+        onclick: () => {
+          input.value = crypto.getRandomValues(new Uint32Array(1))[0];
+        },
+      },
+      icon("dice"),
+    );
     this.#fields.seed = input;
-    return h("div", { class: "field" }, h("label", { for: "set-seed" }, "Seed"), h("span", { class: "pair" }, input, dice));
+    return h(
+      "div",
+      { class: "field" },
+      h("label", { for: "set-seed" }, "Seed"),
+      h("span", { class: "pair" }, input, dice),
+    );
   }
 
   #negative(defaults) {
-    const area = h("textarea", { id: "set-negative_prompt", rows: 2, placeholder: defaults.negative_prompt || "What should not be seen or heard" });
+    const area = h("textarea", {
+      id: "set-negative_prompt",
+      rows: 2,
+      placeholder: defaults.negative_prompt || "What should not be seen or heard",
+    });
     this.#fields.negative_prompt = area;
     return h("label", { class: "field full" }, "Negative prompt ", area);
   }
@@ -143,11 +178,20 @@ export class SettingsForm {
     this.#loras = this.#able.loras.map(({ name, strengths }) => ({
       name,
       box: h("input", { type: "checkbox" }),
-      range: h("input", { type: "range", min: 0, max: 2, step: 0.05, value: strengths?.[0] ?? 1, "aria-label": `Strength of ${name}` }),
+      range: h("input", {
+        type: "range",
+        min: 0,
+        max: 2,
+        step: 0.05,
+        value: strengths?.[0] ?? 1,
+        "aria-label": `Strength of ${name}`,
+      }),
       shown: h("output", {}, String(strengths?.[0] ?? 1)),
     }));
     const rows = this.#loras.map(({ name, box, range, shown }) => {
-      range.addEventListener("input", () => { shown.textContent = range.value; });
+      range.addEventListener("input", () => {
+        shown.textContent = range.value;
+      });
       return h("label", {}, box, h("span", {}, name), range, shown);
     });
     return h("fieldset", { class: "field full" }, h("legend", {}, "LoRAs"), h("div", { class: "loras" }, ...rows));
@@ -156,7 +200,14 @@ export class SettingsForm {
   #length(defaults) {
     const multiple = this.#able.frameMultiple;
     const most = mostFrames(defaults, multiple);
-    const range = h("input", { type: "range", id: "set-num_frames", min: multiple + 1, max: most, step: multiple, value: defaults.num_frames });
+    const range = h("input", {
+      type: "range",
+      id: "set-num_frames",
+      min: multiple + 1,
+      max: most,
+      step: multiple,
+      value: defaults.num_frames,
+    });
     const shown = h("output", { for: "set-num_frames" });
     const tell = () => {
       const rate = Number(this.#fields.frame_rate?.value) || defaults.frame_rate;
@@ -175,20 +226,34 @@ export class SettingsForm {
     return h("label", { class: "toggle" }, box, "With sound");
   }
 
-  // -- shapes ----------------------------------------------------------------------------------------------------------
+  // -- shapes ---------------------------------------------------------------------------------------------------------
 
   #shapes(defaults) {
     const choices = shapes(defaults, this.#pipeline?.size_multiple ?? 32);
     const isDefault = (shape) => shape.width === defaults.width && shape.height === defaults.height;
     const radios = choices.map((shape) => {
-      const radio = h("input", { type: "radio", name: "shape", value: `${shape.width}x${shape.height}`, checked: isDefault(shape),
-        onchange: () => this.#shapeWasChosen(isDefault(shape) ? null : shape) });
-      return h("label", { title: `${shape.width} × ${shape.height}` }, radio,
-        h("span", { class: `shape is-${shape.kind}`, "aria-hidden": "true" }), shape.name,
-        h("span", { class: "visually-hidden" }, `${shape.width} by ${shape.height}`));
+      const radio = h("input", {
+        type: "radio",
+        name: "shape",
+        value: `${shape.width}x${shape.height}`,
+        checked: isDefault(shape),
+        onchange: () => this.#shapeWasChosen(isDefault(shape) ? null : shape),
+      });
+      return h(
+        "label",
+        { title: `${shape.width} × ${shape.height}` },
+        radio,
+        h("span", { class: `shape is-${shape.kind}`, "aria-hidden": "true" }),
+        shape.name,
+        h("span", { class: "visually-hidden" }, `${shape.width} by ${shape.height}`),
+      );
     });
-    const own = h("label", { id: "shape-own", hidden: true },
-      h("input", { type: "radio", name: "shape", value: SHAPE_NONE }), h("span", {}, "Own size"));
+    const own = h(
+      "label",
+      { id: "shape-own", hidden: true },
+      h("input", { type: "radio", name: "shape", value: SHAPE_NONE }),
+      h("span", {}, "Own size"),
+    );
     this.#shape = null;
     return h("fieldset", { class: "field" }, h("legend", {}, "Shape"), h("div", { class: "shapes" }, ...radios, own));
   }

@@ -24,12 +24,19 @@ export class Stitches {
    */
   add(activity, now) {
     const offset = now - activity.now_s;
-    this.#offset = this.#offset === null || Math.abs(offset - this.#offset) > 2 ? offset : Math.min(this.#offset, offset);
+    this.#offset =
+      this.#offset === null || Math.abs(offset - this.#offset) > 2 ? offset : Math.min(this.#offset, offset);
     for (const step of activity.steps ?? []) {
       const key = `${step.workload}:${step.kind}:${step.start_s}`;
       if (this.#seen.has(key)) continue;
       this.#seen.add(key);
-      this.#steps.push({ key, workload: step.workload, from: step.start_s, to: endOf(step), requests: step.requests.map(rootOf) });
+      this.#steps.push({
+        key,
+        workload: step.workload,
+        from: step.start_s,
+        to: endOf(step),
+        requests: step.requests.map(rootOf),
+      });
     }
     this.#forget(activity.now_s - this.keptS);
   }

@@ -26,7 +26,9 @@ export class Viewer {
       this.#work?.card.focus();
       this.#work = null;
     });
-    this.#dialog.addEventListener("click", (event) => { if (event.target === this.#dialog) this.#dialog.close(); });
+    this.#dialog.addEventListener("click", (event) => {
+      if (event.target === this.#dialog) this.#dialog.close();
+    });
   }
 
   open(work) {
@@ -45,14 +47,28 @@ export class Viewer {
     this.#shownStatus = job.status;
     const stage = h("div", { class: "viewer-stage" });
     const problem = h("p", { class: "form-error", role: "alert", hidden: true });
-    this.#dialog.replaceChildren(h("div", { class: "viewer-body" }, stage,
-      h("div", { class: "viewer-side" },
-        h("div", { class: "viewer-top" },
-          h("h2", { id: "viewer-title" }, job.prompt || "Without a prompt"),
-          iconButton("close", "Close", () => this.#dialog.close())),
-        job.error ? h("p", { class: "form-error" }, job.error.message) : null,
-        h("div", { class: "viewer-actions" }, ...this.#actions(problem)),
-        problem, facts(this.#work), ...notes(job))));
+    this.#dialog.replaceChildren(
+      h(
+        "div",
+        { class: "viewer-body" },
+        stage,
+        h(
+          "div",
+          { class: "viewer-side" },
+          h(
+            "div",
+            { class: "viewer-top" },
+            h("h2", { id: "viewer-title" }, job.prompt || "Without a prompt"),
+            iconButton("close", "Close", () => this.#dialog.close()),
+          ),
+          job.error ? h("p", { class: "form-error" }, job.error.message) : null,
+          h("div", { class: "viewer-actions" }, ...this.#actions(problem)),
+          problem,
+          facts(this.#work),
+          ...notes(job),
+        ),
+      ),
+    );
     this.#stage(stage, problem);
   }
 
@@ -78,7 +94,8 @@ export class Viewer {
       this.#dialog.close();
       act();
     };
-    const action = (name, label, onclick) => h("button", { type: "button", class: "quiet", onclick }, icon(name), label);
+    const action = (name, label, onclick) =>
+      h("button", { type: "button", class: "quiet", onclick }, icon(name), label);
     const attempt = (act) => async () => {
       try {
         await act();
@@ -86,16 +103,46 @@ export class Viewer {
         tell(problem, error);
       }
     };
-    if (!isFinal(job)) return [action("close", "Cancel", attempt(() => this.#handlers.onCancel(work)))];
+    if (!isFinal(job))
+      return [
+        action(
+          "close",
+          "Cancel",
+          attempt(() => this.#handlers.onCancel(work)),
+        ),
+      ];
     const isFilm = kind === "video" && job.status === "completed";
     return [
-      action("again", "Reuse settings", leave(() => this.#handlers.onReuse(kind, job))),
-      isFilm && action("extend", "Extend", leave(() => this.#handlers.onExtend(job))),
-      isFilm && action("remix", "Remix", leave(() => this.#handlers.onRemix(job))),
-      job.status === "completed" && action("save", "Download", attempt(() => this.#download())),
-      action("bin", "Delete", attempt(async () => {
-        if (await this.#handlers.onDelete(work)) leave(() => {})();
-      })),
+      action(
+        "again",
+        "Reuse settings",
+        leave(() => this.#handlers.onReuse(kind, job)),
+      ),
+      isFilm &&
+        action(
+          "extend",
+          "Extend",
+          leave(() => this.#handlers.onExtend(job)),
+        ),
+      isFilm &&
+        action(
+          "remix",
+          "Remix",
+          leave(() => this.#handlers.onRemix(job)),
+        ),
+      job.status === "completed" &&
+        action(
+          "save",
+          "Download",
+          attempt(() => this.#download()),
+        ),
+      action(
+        "bin",
+        "Delete",
+        attempt(async () => {
+          if (await this.#handlers.onDelete(work)) leave(() => {})();
+        }),
+      ),
     ].filter(Boolean);
   }
 
@@ -116,7 +163,14 @@ function player(kind, url, job) {
   if (kind === "image") return h("img", { src: url, alt: label });
   if (kind === "audio") return h("audio", { src: url, controls: true, "aria-label": label });
   const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  return h("video", { src: url, controls: true, loop: true, playsinline: true, autoplay: !isStill, "aria-label": label });
+  return h("video", {
+    src: url,
+    controls: true,
+    loop: true,
+    playsinline: true,
+    autoplay: !isStill,
+    "aria-label": label,
+  });
 }
 
 function stageOf(job, live) {
@@ -131,7 +185,10 @@ function facts({ kind, job }) {
   const scale = (stream) => params.guidance?.[stream]?.guidance_scale;
   const rows = [
     ["Size", width && kind !== "audio" ? `${width} × ${height}` : null],
-    ["Length", kind !== "image" && params.num_frames ? `${params.num_frames} frames at ${params.frame_rate} a second` : null],
+    [
+      "Length",
+      kind !== "image" && params.num_frames ? `${params.num_frames} frames at ${params.frame_rate} a second` : null,
+    ],
     ["Seed", params.seed],
     ["Pipeline", params.pipeline ? pipelineName(params.pipeline) : null],
     ["Steps", params.num_inference_steps],
@@ -141,7 +198,11 @@ function facts({ kind, job }) {
     ["Made", job.completed_at ? `${new Date(job.completed_at * 1000).toLocaleString()}${took(job)}` : null],
     ["Id", job.id],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return h("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, folded(String(value)))]));
+  return h(
+    "dl",
+    { class: "facts" },
+    ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, folded(String(value)))]),
+  );
 }
 
 /** A long text behind its beginning. */

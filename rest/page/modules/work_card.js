@@ -32,10 +32,26 @@ export class WorkCard {
     this.kind = kind;
     this.#sign = icon(ICONS[kind]);
     this.#sign.classList.add("large");
-    this.#face = h("button", { type: "button", class: "work-face is-waiting", onclick: onOpen }, this.#sign, this.#picture, this.#badge);
+    this.#face = h(
+      "button",
+      { type: "button", class: "work-face is-waiting", onclick: onOpen },
+      this.#sign,
+      this.#picture,
+      this.#badge,
+    );
     this.#cancel = iconButton("close", "Cancel", onCancel);
-    this.element = h("li", { class: `work${isNew ? " is-new" : ""}` }, this.#face,
-      h("div", { class: "work-words" }, this.#prompt, this.#bar, h("div", { class: "work-line" }, this.#line, this.#cancel)));
+    this.element = h(
+      "li",
+      { class: `work${isNew ? " is-new" : ""}` },
+      this.#face,
+      h(
+        "div",
+        { class: "work-words" },
+        this.#prompt,
+        this.#bar,
+        h("div", { class: "work-line" }, this.#line, this.#cancel),
+      ),
+    );
   }
 
   /** The number of its thread's colour. */
@@ -51,7 +67,10 @@ export class WorkCard {
     this.element.classList.toggle("is-failed", job.status === "failed");
     this.element.dataset.status = job.status;
     this.element.dataset.id = job.id;
-    this.#face.setAttribute("aria-label", `${NAMES[this.kind]}: ${shortened(prompt, 80)}. ${isDone ? lineOf(this.kind, job) : "Being made"}`);
+    this.#face.setAttribute(
+      "aria-label",
+      `${NAMES[this.kind]}: ${shortened(prompt, 80)}. ${isDone ? lineOf(this.kind, job) : "Being made"}`,
+    );
     show(this.#bar, !isDone);
     show(this.#cancel, !isDone);
     this.#cancel.setAttribute("aria-label", `Cancel ${shortened(prompt, 40)}`);

@@ -1,17 +1,31 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { abilities, defaultsOf, mostFrames, pipelineOf, pipelinesOf, shapes } from "../../../rest/page/modules/abilities.js";
+import {
+  abilities,
+  defaultsOf,
+  mostFrames,
+  pipelineOf,
+  pipelinesOf,
+  shapes,
+} from "../../../rest/page/modules/abilities.js";
 import { isMediaComing } from "../../../rest/page/modules/server_state.js";
 
 const CHAT = { id: "c", root: "c", capabilities: ["chat"] };
 const MEDIA = {
-  id: "v", root: "v", capabilities: ["image", "video", "audio"],
+  id: "v",
+  root: "v",
+  capabilities: ["image", "video", "audio"],
   generation: {
     default_pipeline: "two_stage",
     pipelines: [
       { name: "one_stage", makes_video: true, needs: [] },
-      { name: "two_stage", makes_video: true, needs: [], defaults: { width: 64, height: 64, num_frames: 9, frame_rate: 24 } },
+      {
+        name: "two_stage",
+        makes_video: true,
+        needs: [],
+        defaults: { width: 64, height: 64, num_frames: 9, frame_rate: 24 },
+      },
       { name: "retake", makes_video: true, needs: ["video", "window"] },
       { name: "text_to_audio", makes_video: false, needs: [] },
     ],
@@ -20,7 +34,10 @@ const MEDIA = {
 
 test("aliases are not models of their own", () => {
   const able = abilities([CHAT, { ...CHAT, id: "alias" }, MEDIA]);
-  assert.deepEqual(able.chat.map(({ id }) => id), ["c"]);
+  assert.deepEqual(
+    able.chat.map(({ id }) => id),
+    ["c"],
+  );
   assert.equal(able.media.id, "v");
   assert.deepEqual(able.modes, ["video", "image", "audio"]);
 });
@@ -33,8 +50,14 @@ test("without a video model there is nothing to make", () => {
 
 test("a mode offers the pipelines that need no clip", () => {
   const able = abilities([MEDIA]);
-  assert.deepEqual(pipelinesOf(able, "video").map(({ name }) => name), ["one_stage", "two_stage"]);
-  assert.deepEqual(pipelinesOf(able, "audio").map(({ name }) => name), ["text_to_audio"]);
+  assert.deepEqual(
+    pipelinesOf(able, "video").map(({ name }) => name),
+    ["one_stage", "two_stage"],
+  );
+  assert.deepEqual(
+    pipelinesOf(able, "audio").map(({ name }) => name),
+    ["text_to_audio"],
+  );
   assert.equal(pipelineOf(able, "video", "gone").name, "two_stage");
 });
 
@@ -45,11 +68,20 @@ test("a model that says little can be used all the same", () => {
 });
 
 test("shapes have the model's multiples and the default is one of them", () => {
-  for (const [width, height, multiple] of [[768, 512, 64], [64, 64, 32], [1920, 1088, 64], [64, 64, 64]]) {
+  for (const [width, height, multiple] of [
+    [768, 512, 64],
+    [64, 64, 32],
+    [1920, 1088, 64],
+    [64, 64, 64],
+  ]) {
     const all = shapes({ width, height }, multiple);
     assert.equal(all.length, 3);
     assert.ok(all.some((shape) => shape.width === width && shape.height === height));
-    for (const shape of all) assert.ok(shape.width % multiple === 0 && shape.height % multiple === 0 && shape.width > 0, JSON.stringify(shape));
+    for (const shape of all)
+      assert.ok(
+        shape.width % multiple === 0 && shape.height % multiple === 0 && shape.width > 0,
+        JSON.stringify(shape),
+      );
     assert.equal(new Set(all.map((shape) => `${shape.width}x${shape.height}`)).size, 3);
   }
 });

@@ -24,15 +24,20 @@ test("markup is text", () => {
 test("links lead only to the web and to mail", () => {
   const [p] = parse("[a](https://a.example/x) [b](javascript:alert(1)) [c](data:text/html,x) [d](mailto:d@e.example)");
   const links = p.children.filter((child) => child.tag === "a");
-  assert.deepEqual(links.map((link) => link.attributes.href), ["https://a.example/x", "mailto:d@e.example"]);
+  assert.deepEqual(
+    links.map((link) => link.attributes.href),
+    ["https://a.example/x", "mailto:d@e.example"],
+  );
   assert.ok(links.every((link) => link.attributes.rel.includes("noopener")));
   assert.ok(line([p]).includes("[b](javascript:alert(1))"));
 });
 
 test("a bare address is a link without the full stop behind it", () => {
   const [p] = parse("See https://a.example/b?c=d, and https://e.example.");
-  assert.deepEqual(p.children.filter((child) => child.tag).map((child) => child.attributes.href),
-    ["https://a.example/b?c=d", "https://e.example"]);
+  assert.deepEqual(
+    p.children.filter((child) => child.tag).map((child) => child.attributes.href),
+    ["https://a.example/b?c=d", "https://e.example"],
+  );
 });
 
 test("code keeps what is in it, and an open fence goes to the end", () => {
@@ -59,20 +64,37 @@ test("headings stand below those of the page", () => {
 test("quotes, rules and tables", () => {
   assert.equal(md("> a\n> - b"), "blockquote(p(a),ul(li(b)))");
   assert.equal(md("a\n\n---\n\nb"), "p(a),hr(),p(b)");
-  assert.equal(md("| a | b |\n|---|:-:|\n| 1 | *2* |"),
-    "div(table(thead(tr(th(a),th(b))),tbody(tr(td(1),td(em(2))))))");
+  assert.equal(
+    md("| a | b |\n|---|:-:|\n| 1 | *2* |"),
+    "div(table(thead(tr(th(a),th(b))),tbody(tr(td(1),td(em(2))))))",
+  );
   assert.equal(md("a | b\nno table"), "p(a | b,br(),no table)");
 });
 
 test("hostile texts take little time", () => {
   const started = performance.now();
-  for (const text of ["*".repeat(20_000), "[".repeat(20_000), "`".repeat(20_000), "**a ".repeat(5_000), "> ".repeat(5_000),
-    "- ".repeat(5_000), "_a".repeat(10_000), "[a](".repeat(5_000), "|".repeat(20_000), `${" ".repeat(20_000)}x`,
-    "https://".repeat(3_000), "#".repeat(20_000), "-".repeat(20_000), "- - ".repeat(4_000)]) parse(text);
+  for (const text of [
+    "*".repeat(20_000),
+    "[".repeat(20_000),
+    "`".repeat(20_000),
+    "**a ".repeat(5_000),
+    "> ".repeat(5_000),
+    "- ".repeat(5_000),
+    "_a".repeat(10_000),
+    "[a](".repeat(5_000),
+    "|".repeat(20_000),
+    `${" ".repeat(20_000)}x`,
+    "https://".repeat(3_000),
+    "#".repeat(20_000),
+    "-".repeat(20_000),
+    "- - ".repeat(4_000),
+  ])
+    parse(text);
   assert.ok(performance.now() - started < 4_000, `${performance.now() - started} ms`);
 });
 
 test("every prefix of an answer can be shown while it grows", () => {
-  const text = "# A\n\n1. **b** `c`\n   - d\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | [l](https://a.example) |\n> q";
+  const text =
+    "# A\n\n1. **b** `c`\n   - d\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | [l](https://a.example) |\n> q";
   for (let end = 0; end <= text.length; end += 1) assert.ok(Array.isArray(parse(text.slice(0, end))));
 });

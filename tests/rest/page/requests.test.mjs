@@ -10,8 +10,12 @@ test("what is empty is left to the server", () => {
 
 test("a zero is a value, and a switch that is off too", () => {
   const form = { prompt: "a", seed: 0, guidance_video: 0, generate_audio: false };
-  assert.deepEqual(fieldsOf("video", form),
-    { prompt: "a", seed: 0, guidance: { video: { guidance_scale: 0 } }, generate_audio: false });
+  assert.deepEqual(fieldsOf("video", form), {
+    prompt: "a",
+    seed: 0,
+    guidance: { video: { guidance_scale: 0 } },
+    generate_audio: false,
+  });
 });
 
 test("an image has no length and no sound, and a sound no size", () => {
@@ -22,8 +26,18 @@ test("an image has no length and no sound, and a sound no size", () => {
 
 test("the settings of a work come back as they were sent", () => {
   const form = {
-    prompt: "a", pipeline: "two_stage", width: 64, height: 32, num_frames: 9, frame_rate: 24, seed: 5,
-    num_inference_steps: 3, negative_prompt: "b", guidance_video: 2, guidance_audio: 7, generate_audio: true,
+    prompt: "a",
+    pipeline: "two_stage",
+    width: 64,
+    height: 32,
+    num_frames: 9,
+    frame_rate: 24,
+    seed: 5,
+    num_inference_steps: 3,
+    negative_prompt: "b",
+    guidance_video: 2,
+    guidance_audio: 7,
+    generate_audio: true,
     loras: [{ name: "x", strength: 0.5 }],
   };
   assert.deepEqual(formOf({ params: fieldsOf("video", form) }), form);
@@ -32,8 +46,11 @@ test("the settings of a work come back as they were sent", () => {
 
 test("lists and objects travel as JSON beside a file", () => {
   const file = new File(["x"], "first.png", { type: "image/png" });
-  const form = multipart({ prompt: "a", guidance: { video: { guidance_scale: 3 } }, seed: 1 }, { input_reference: file });
-  assert.equal(form.get("guidance"), "{\"video\":{\"guidance_scale\":3}}");
+  const form = multipart(
+    { prompt: "a", guidance: { video: { guidance_scale: 3 } }, seed: 1 },
+    { input_reference: file },
+  );
+  assert.equal(form.get("guidance"), '{"video":{"guidance_scale":3}}');
   assert.equal(form.get("seed"), "1");
   assert.equal(form.get("input_reference").name, "first.png");
 });

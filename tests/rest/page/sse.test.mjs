@@ -3,9 +3,9 @@ import { test } from "node:test";
 
 import { EventParser, readEvents } from "../../../rest/page/modules/sse.js";
 
-const STREAM = ": hello\nevent: progress\ndata: {\"a\":1}\n\ndata: one\ndata: two\r\n\r\nid: 7\ndata:x\n\n";
+const STREAM = ': hello\nevent: progress\ndata: {"a":1}\n\ndata: one\ndata: two\r\n\r\nid: 7\ndata:x\n\n';
 const EVENTS = [
-  { event: "progress", data: "{\"a\":1}" },
+  { event: "progress", data: '{"a":1}' },
   { event: "message", data: "one\ntwo" },
   { event: "message", data: "x" },
 ];
@@ -40,12 +40,16 @@ test("who stops reading closes the stream", async () => {
   let isCancelled = false;
   const body = new ReadableStream({
     start: (controller) => controller.enqueue(new TextEncoder().encode("data: 1\n\ndata: 2\n\n")),
-    cancel: () => { isCancelled = true; },
+    cancel: () => {
+      isCancelled = true;
+    },
   });
   for await (const event of readEvents({ body })) {
     assert.equal(event.data, "1");
     break;
   }
-  await new Promise((resolve) => { setTimeout(resolve, 10); });
+  await new Promise((resolve) => {
+    setTimeout(resolve, 10);
+  });
   assert.ok(isCancelled);
 });

@@ -3,14 +3,27 @@ import { test } from "node:test";
 
 import { Stitches } from "../../../rest/page/modules/stitches.js";
 
-const step = (workload, from, to, ...requests) => ({ workload, kind: "k", requests, class: 0, start_s: from, end_s: to });
+const step = (workload, from, to, ...requests) => ({
+  workload,
+  kind: "k",
+  requests,
+  class: 0,
+  start_s: from,
+  end_s: to,
+});
 
 test("steps told twice are drawn once, each in its row", () => {
   const stitches = new Stitches();
   const steps = [step("language", 1, 1.5, "a"), step("diffusion", 1.5, 2, "b")];
   stitches.add({ now_s: 2, steps }, 102);
   stitches.add({ now_s: 2.5, steps }, 102.5);
-  assert.deepEqual(stitches.bars(100, 103).map(({ row, from, to }) => [row, from, to]), [[0, 101, 101.5], [1, 101.5, 102]]);
+  assert.deepEqual(
+    stitches.bars(100, 103).map(({ row, from, to }) => [row, from, to]),
+    [
+      [0, 101, 101.5],
+      [1, 101.5, 102],
+    ],
+  );
 });
 
 test("a slow answer does not shift what was drawn", () => {
@@ -30,12 +43,25 @@ test("an engine that was started again has another clock", () => {
 test("shares are parts of the time, and a shared step is shared", () => {
   const stitches = new Stitches();
   stitches.add({ now_s: 10, steps: [step("language", 8, 9, "a", "b"), step("diffusion", 9, 10, "c")] }, 10);
-  assert.deepEqual(stitches.shares(8, 10).map(({ id, row, share }) => [id, row, share]), [["c", 1, 0.5], ["a", 0, 0.25], ["b", 0, 0.25]]);
+  assert.deepEqual(
+    stitches.shares(8, 10).map(({ id, row, share }) => [id, row, share]),
+    [
+      ["c", 1, 0.5],
+      ["a", 0, 0.25],
+      ["b", 0, 0.25],
+    ],
+  );
 });
 
 test("what a film has the language model do is drawn in its colour, among the words", () => {
   const stitches = new Stitches();
-  stitches.add({ now_s: 2, steps: [{ number: 3, workload: "language", kind: "prefill", requests: ["video_1/0"], start_s: 1, ms: 500 }] }, 2);
+  stitches.add(
+    {
+      now_s: 2,
+      steps: [{ number: 3, workload: "language", kind: "prefill", requests: ["video_1/0"], start_s: 1, ms: 500 }],
+    },
+    2,
+  );
   assert.deepEqual(stitches.bars(0, 3), [{ row: 0, from: 1, to: 1.5, requests: ["video_1"] }]);
 });
 
