@@ -200,11 +200,14 @@ def wait_for_watchers(studio: Studio, number: int) -> None:
 def test_a_watcher_that_leaves_is_forgotten(web: httpx.Client, studio: Studio) -> None:
     wait_for_watchers(studio, 0)
     job = ask(web, "!wait")
-    with web.stream("GET", f"/v1/videos/{job['id']}/events") as response:
-        next(response.iter_text())
-        wait_for_watchers(studio, 1)
-    wait_for_watchers(studio, 0)
-    web.delete(f"/v1/videos/{job['id']}")
+    try:
+        with web.stream("GET", f"/v1/videos/{job['id']}/events") as response:
+            pieces = response.iter_text()  # a dropped iterator closes the stream
+            assert next(pieces).startswith("event: progress")
+            wait_for_watchers(studio, 1)
+        wait_for_watchers(studio, 0)
+    finally:
+        web.delete(f"/v1/videos/{job['id']}")
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
