@@ -68,7 +68,7 @@ def _first_stage(job: Job, *, is_two_stage: bool) -> StageWork:
 
 def _evaluations(job: Job) -> int:
     """Of the model in one step."""
-    return 2 if job.sampler == "res_2s" else 1
+    return 2 if job.sampler.startswith("res_2s") else 1
 
 
 def _num_tokens(job: Job, *, is_small: bool) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -16,14 +17,18 @@ Streams = AudioVideo[LatentState]
 StartSampler = Callable[[SamplerState | None, Tensor, Streams, NoiseSource], Sampler]
 
 
-def _res_2s(state: SamplerState | None, sigmas: Tensor, streams: Streams, noise: NoiseSource) -> Sampler:
+def _res_2s(
+    state: SamplerState | None, sigmas: Tensor, streams: Streams, noise: NoiseSource, *, eta: float = 0.5
+) -> Sampler:
     """The model sees latents in the dtype in which they are kept."""
     dtype = next(stream.latents.dtype for stream in streams.present())
-    return res_2s(state, sigmas, streams, noise=noise, options=Res2sOptions(model_dtype=dtype))
+    options = Res2sOptions(eta=eta, substep_eta=eta, model_dtype=dtype)
+    return res_2s(state, sigmas, streams, noise=noise, options=options)
 
 
 SAMPLERS: Mapping[str, StartSampler] = {
     "res_2s": _res_2s,
+    "res_2s_ode": partial(_res_2s, eta=0.0),
     "euler": lambda state, sigmas, streams, noise: euler(state, sigmas, streams),
     "gradient_estimation": lambda state, sigmas, streams, noise: gradient_estimation(state, sigmas, streams),
     "euler_ancestral": lambda state, sigmas, streams, noise: euler_ancestral(state, sigmas, streams, noise=noise),
