@@ -15,7 +15,7 @@ from braid.diffusion.models.ltx2.audio_vae import TOKEN_AXIS, read_network_optio
 from braid.diffusion.models.ltx2.config import Section
 from braid.diffusion.models.ltx2.statistics import LatentStatistics
 from braid.training.autoencoders.configs import ConfigSection
-from braid.training.autoencoders.drawn_latents import decode_drawn
+from braid.training.autoencoders.drawn_latents import LatentNoise, decode_drawn
 from braid.training.autoencoders.trainee import Trainee, mixed_precision
 from braid.training.world.vocabulary import SAMPLE_RATE
 
@@ -76,18 +76,19 @@ class AudioTraining:
         self.trainee = trainee
         self._mels = list(mels.values())
         self._batch_size = batch_size
-        self._generator = generator
+        self._noise, self._generator = LatentNoise(trainee.network, generator), generator
         self._choices = Generator().manual_seed(generator.initial_seed())
 
-    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the next batch, and what it is made of."""
+    def draw(self) -> tuple[str, tuple[Tensor, ...]]:
+        """The next batch's kind, its mel frames, and noise for their latents."""
         mels = self._mels[int(torch.randint(len(self._mels), (1,), generator=self._choices))]
         chosen = torch.randint(len(mels), (self._batch_size,), generator=self._generator, device=mels.device)
-        return self.loss_of(mels[chosen])
+        mel = mels[chosen]
+        return f"{mel.shape[2]} mel frames", (mel, self._noise.draw(mel))
 
-    def loss_of(self, mel: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of these mel frames."""
-        decoded, divergence = decode_drawn(self.trainee.network, mel, self._generator)
+        decoded, divergence = decode_drawn(self.trainee.network, mel, noise)
         error = decoded - mel
         figures = {
             "l1": error.abs().mean(),

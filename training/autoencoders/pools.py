@@ -22,6 +22,8 @@ STYLED_SHARE = 0.2
 CHUNK = 48
 """Scenes drawn at once: what the drawing needs in between is some 25 MB a scene."""
 SMALL, LARGE = 64, 128
+CROP_SPREAD = 0.5
+"""Of the middles of crops around where a body is in the middle of its motion, in heights of the picture."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,30 @@ class Clips:
     """(num_clips, 3, num_frames, 64, 64) uint8."""
     large: Tensor
     """(num_clips, 3, num_frames, 128, 128) uint8."""
+    places: Tensor
+    """(num_clips, 2) x and y of one body in the middle of its motion, in heights of the picture."""
 
-    def batch(self, size: int, num_frames: int, num_clips: int, generator: Generator) -> Tensor:
-        """A window of some clips, (num_clips, 3, num_frames, size, size) float32 in [-1, 1]."""
+    def batch(self, size: int, num_frames: int, num_clips: int, generator: Generator, *, crop: int = 0) -> Tensor:
+        """A window of some clips, (num_clips, 3, num_frames, size, size) float32 in [-1, 1].
+
+        Args:
+            crop: pixels of a square near the body of each clip, which is then all that is given.
+        """
         pool = self.small if size == SMALL else self.large
         start = _draw_integer(pool.shape[2] - num_frames + 1, generator)
-        return from_bytes(pool[self._some(num_clips, generator), :, start : start + num_frames])
+        chosen = self._some(num_clips, generator)
+        frames = pool[chosen, :, start : start + num_frames]
+        return from_bytes(self._cropped(frames, chosen, crop, generator) if crop else frames)
+
+    def _cropped(self, frames: Tensor, chosen: Tensor, crop: int, generator: Generator) -> Tensor:
+        size = frames.shape[-1]
+        away = (torch.rand(len(chosen), 2, generator=generator, device=generator.device) - 0.5).to(chosen.device)
+        corners = ((self.places[chosen] + away * CROP_SPREAD) * size - crop / 2).round().long().clamp(0, size - crop)
+        x, y = (corners[:, axis, None] + torch.arange(crop, device=chosen.device) for axis in (0, 1))  # (N, crop)
+        number, colours, num_frames = frames.shape[:3]
+        rows = y[:, None, None, :, None].expand(number, colours, num_frames, crop, size)
+        columns = x[:, None, None, None, :].expand(number, colours, num_frames, crop, crop)
+        return frames.gather(3, rows).gather(4, columns)
 
     def pairs(self, num_clips: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Whole clips, small and large."""
@@ -78,7 +98,9 @@ def _make_pool(count: int, num_frames: int, rng: random.Random, device: torch.de
         for size, pool in sizes.items():
             frames = draw(scenes[start : start + CHUNK], num_frames, size, device)
             pool[start : start + CHUNK] = (frames * 255).round_().byte()
-    return Clips(sizes[SMALL], sizes[LARGE])
+    bodies = [rng.choice(scene.bodies) for scene in scenes]
+    places = torch.tensor([(body.x, body.y) for body in bodies], device=device)
+    return Clips(sizes[SMALL], sizes[LARGE], places)
 
 
 @dataclass(frozen=True)

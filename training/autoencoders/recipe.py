@@ -10,9 +10,10 @@ from braid.training.autoencoders.pools import LARGE, SMALL
 from braid.training.autoencoders.video import VideoBatch
 
 VIDEO_BATCHES = (
-    VideoBatch(LARGE, 25, 12, 0.4),
-    VideoBatch(LARGE, 17, 16, 0.2),
-    VideoBatch(SMALL, 25, 48, 0.3),
+    VideoBatch(LARGE, 25, 48, 0.35, crop=64),
+    VideoBatch(LARGE, 25, 12, 0.25),
+    VideoBatch(LARGE, 17, 16, 0.1),
+    VideoBatch(SMALL, 25, 48, 0.2),
     VideoBatch(LARGE, 1, 64, 0.1),
 )
 

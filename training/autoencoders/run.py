@@ -30,8 +30,11 @@ from braid.training.autoencoders.trainee import Budget, TimeBudget, Trainee
 from braid.training.autoencoders.upsampler import UpsamplerTraining, make_upsampler
 from braid.training.autoencoders.video import VideoAutoencoder, VideoTraining, measure_statistics
 from braid.training.autoencoders.vocoder import HighGenerator, HighTraining, LowGenerator, LowTraining
+from braid.training.step_graphs import StepGraphs
 
 LOG_EVERY = 50
+RECORDED = ("video", "upsampler")
+"""Networks whose steps are replayed on a GPU; the others are trained in minutes on a CPU."""
 SAVE_EVERY_S = 60.0
 STATISTICS_BATCH = 24
 
@@ -42,8 +45,11 @@ class Training(Protocol):
     trainee: Trainee
     name: str
 
-    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the next batch, and what it is made of."""
+    def draw(self) -> tuple[str, tuple[Tensor, ...]]:
+        """The next batch: its kind, and what `loss_of` takes."""
+
+    def loss_of(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch, and what it is made of."""
 
 
 class Log:
@@ -191,15 +197,26 @@ class Run:
     def _train_one(self, training: Training, budget: Budget) -> None:
         # Trying algorithms takes ten seconds a shape for the audio autoencoder's, more than they can win.
         torch.backends.cudnn.benchmark = training.name != "audio"
-        step, start = 0, time.monotonic()
+        graphs = StepGraphs(self._device, self.log.write, is_used=training.name in RECORDED)
+        with graphs.stream():
+            self._go(training, budget, graphs)
+
+    def _go(self, training: Training, budget: Budget, graphs: StepGraphs) -> None:
+        trainee, step, start = training.trainee, 0, time.monotonic()
+
+        def descend(*batch: Tensor) -> dict[str, Tensor]:
+            loss, figures = training.loss_of(*batch)
+            return {**figures, "norm": trainee.descend(loss)}
+
         while (progress := budget.progress(step)) < 1:
-            loss, figures = training.loss()
-            norm = training.trainee.step(loss, progress)
+            kind, batch = training.draw()
+            trainee.begin_step(progress)
+            figures = graphs.run(kind, descend, *batch)
+            trainee.end_step()
             if step % LOG_EVERY == 0:
-                shown = {key: round(float(value.detach()), 5) for key, value in (figures | {"norm": norm}).items()}
-                self.log.write(
-                    stage=training.name, step=training.trainee.num_steps, progress=round(progress, 3), **shown
-                )
+                shown = {key: round(float(value.detach()), 5) for key, value in figures.items()}
+                done = {"step": trainee.num_steps, "progress": round(progress, 3), "seconds": _since(start)}
+                self.log.write(stage=training.name, batch=kind, **done, **shown)
             if time.monotonic() - self._last_save > SAVE_EVERY_S:
                 self.save()
             step += 1

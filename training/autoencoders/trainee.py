@@ -57,7 +57,7 @@ class Trainee:
     The optimiser's moments are not kept: a run that goes on from saved weights warms up again.
     """
 
-    def __init__(self, network: nn.Module, *, learning_rate: float, average_decay: float = 0.998) -> None:
+    def __init__(self, network: nn.Module, *, learning_rate: float, average_decay: float = 0.999) -> None:
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.num_steps = 0
@@ -65,34 +65,38 @@ class Trainee:
         self._peak_rate = learning_rate
         self._steps_of_run = 0
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        is_fused = parameters[0].device.type == "cuda"
+        device = parameters[0].device
+        self._rate = torch.tensor(learning_rate, device=device)
+        on_gpu = device.type == "cuda"
         self._optimiser = torch.optim.AdamW(
-            parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=is_fused
+            parameters, lr=self._rate, betas=(0.9, 0.98), weight_decay=0.0, fused=on_gpu, capturable=on_gpu
         )
 
-    def step(self, loss: Tensor, progress: float) -> Tensor:
-        """Go down the gradient of `loss`; gives the gradient's norm.
+    def begin_step(self, progress: float) -> None:
+        """Set the learning rate.
 
         Args:
-            progress: of the budget, which the learning rate falls with.
+            progress: of the budget, which it falls with.
         """
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._peak_rate * learning_rate_share(self._steps_of_run, progress)
+        self._rate.fill_(self._peak_rate * learning_rate_share(self._steps_of_run, progress))
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """Go down the gradient of `loss`; gives the gradient's norm. Nothing in it waits for a GPU."""
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
         self._optimiser.step()
-        self._move_average()
-        self.num_steps += 1
-        self._steps_of_run += 1
         return norm
 
     @torch.no_grad()
-    def _move_average(self) -> None:
+    def end_step(self) -> None:
+        """Move the average and count."""
         # Young averages forget faster, or the first weights would stay in them.
         decay = min(self._average_decay, (1 + self.num_steps) / (10 + self.num_steps))
-        for average, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+        averages, parameters = list(self.average.parameters()), list(self.network.parameters())
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
+        self.num_steps += 1
+        self._steps_of_run += 1
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The averaged weights; buffers are those of the network."""

@@ -17,6 +17,7 @@ from braid.diffusion.models.ltx2.config import Section
 from braid.diffusion.models.ltx2.statistics import LatentStatistics
 from braid.diffusion.models.ltx2.upsampler import read_upsampler_options
 from braid.training.autoencoders.configs import ConfigSection
+from braid.training.autoencoders.drawn_latents import LatentNoise
 from braid.training.autoencoders.pools import Clips
 from braid.training.autoencoders.trainee import Trainee, mixed_precision
 
@@ -50,28 +51,29 @@ class UpsamplerTraining:
         self._autoencoder, self._statistics = autoencoder, statistics
         self._pools = list(pools.values())
         self._batch_size = batch_size
-        self._generator = generator
+        self._noise, self._generator = LatentNoise(autoencoder, generator), generator
+        self._deviations = statistics.std.to(generator.device).view(1, -1, 1, 1, 1)
         self._choices = Generator().manual_seed(generator.initial_seed())
 
-    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the next batch, and what it is made of."""
+    def draw(self) -> tuple[str, tuple[Tensor, ...]]:
+        """The next batch's kind, its clips small and large, and what makes the small ones worse."""
         pool = self._pools[int(torch.randint(len(self._pools), (1,), generator=self._choices))]
-        return self.loss_of(*pool.pairs(self._batch_size, self._choices))
+        small, large = pool.pairs(self._batch_size, self._choices)
+        return f"{small.shape[2]} frames", (small, large, *self._worsening(small))
 
-    def loss_of(self, small: Tensor, large: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(
+        self, small: Tensor, large: Tensor, amounts: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of clips of the same scenes."""
         with torch.no_grad(), mixed_precision(small.device):
             latents, wanted = self._autoencoder.encode(small)[0], self._autoencoder.encode(large)[0]
         with mixed_precision(small.device):
-            enlarged = self.trainee.network(self._worsened(latents)).float()
+            enlarged = self.trainee.network(latents + amounts * noise * self._deviations).float()
         error = self._statistics.normalise(enlarged) - self._statistics.normalise(wanted)
         figures = {"l1": error.abs().mean(), "square": error.square().mean()}
         return figures["l1"] + figures["square"], figures
 
-    def _worsened(self, latents: Tensor) -> Tensor:
-        def drawn(shape: tuple[int, ...]) -> Tensor:
-            return torch.rand(shape, generator=self._generator, device=latents.device)
-
-        amounts = MOST_NOISE * drawn((len(latents), 1, 1, 1, 1))
-        noise = torch.randn(latents.shape, generator=self._generator, device=latents.device)
-        return latents + amounts * noise * self._statistics.std.to(latents).view(1, -1, 1, 1, 1)
+    def _worsening(self, small: Tensor) -> tuple[Tensor, Tensor]:
+        """How much noise each clip gets, and the noise."""
+        amounts = torch.rand((len(small), 1, 1, 1, 1), generator=self._generator, device=small.device)
+        return MOST_NOISE * amounts, self._noise.draw(small)

@@ -22,7 +22,7 @@ from braid.diffusion.models.ltx2.video_network import (
     space_to_depth,
 )
 from braid.training.autoencoders.configs import ConfigSection
-from braid.training.autoencoders.drawn_latents import decode_drawn
+from braid.training.autoencoders.drawn_latents import LatentNoise, decode_drawn
 from braid.training.autoencoders.pools import Clips
 from braid.training.autoencoders.trainee import Trainee, mixed_precision
 
@@ -79,6 +79,13 @@ class VideoBatch:
     num_frames: int
     num_clips: int
     weight: float
+    crop: int = 0
+    """Pixels of a square around a body; 0 is the whole picture. Most of a picture stands still and is learnt early."""
+
+    @property
+    def kind(self) -> str:
+        """A name."""
+        return f"{self.num_clips} of {self.num_frames} frames of {self.size}, {self.crop}"
 
 
 class VideoTraining:
@@ -93,20 +100,21 @@ class VideoTraining:
         self._pools = list(pools.values())
         self._batches = batches
         self._weights = torch.tensor([batch.weight for batch in batches])
-        self._generator = generator
+        self._noise = LatentNoise(trainee.network, generator)
         # On the CPU: what is chosen there need not wait for the GPU.
         self._choices = Generator().manual_seed(generator.initial_seed())
 
-    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the next batch, and what it is made of."""
+    def draw(self) -> tuple[str, tuple[Tensor, ...]]:
+        """The next batch's kind, its frames, and noise for their latents."""
         batch = self._batches[int(torch.multinomial(self._weights, 1, generator=self._choices))]
         able = [pool for pool in self._pools if pool.small.shape[2] >= batch.num_frames]
         pool = able[int(torch.randint(len(able), (1,), generator=self._choices))]
-        return self.loss_of(pool.batch(batch.size, batch.num_frames, batch.num_clips, self._choices))
+        frames = pool.batch(batch.size, batch.num_frames, batch.num_clips, self._choices, crop=batch.crop)
+        return batch.kind, (frames, self._noise.draw(frames))
 
-    def loss_of(self, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of these frames, (B, 3, F, H, W) in [-1, 1]."""
-        decoded, divergence = decode_drawn(self.trainee.network, frames, self._generator)
+        decoded, divergence = decode_drawn(self.trainee.network, frames, noise)
         error, weights = decoded - frames, importance(frames)
         figures = {
             "l1": (weights * error.abs()).mean(),
@@ -119,7 +127,6 @@ class VideoTraining:
             + DIVERGENCE_WEIGHT * figures["divergence"]
         )  # fmt: skip
         figures["psnr"] = -10 * torch.log10(error.detach().square().mean() / 4)
-        figures["frames"] = torch.tensor(float(frames.shape[2]))
         return loss, figures
 
 

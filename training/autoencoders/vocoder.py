@@ -175,9 +175,9 @@ class LowTraining:
         end = start + self._num_frames
         return source[chosen, :, start:end], self.sounds[chosen, :, start * hop : end * hop]
 
-    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the next batch, and what it is made of."""
-        return self.loss_of(*self.segment())
+    def draw(self) -> tuple[str, tuple[Tensor, ...]]:
+        """The next batch, which is always of one kind: a segment."""
+        return "segments", self.segment()
 
     def loss_of(self, mel: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of these mel frames and their sound."""
@@ -194,12 +194,12 @@ class HighTraining:
         self.trainee = trainee
         self._low, self._low_network = low, low_network
 
-    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the next batch, and what it is made of."""
+    def draw(self) -> tuple[str, tuple[Tensor, ...]]:
+        """The next batch: the first generator's sound, and the one that it should be."""
         mel, truth = self._low.segment()
         with torch.no_grad():
             sound = self._low_network(mel).clamp(-1, 1)
-        return self.loss_of(sound, truth)
+        return "segments", (sound, truth)
 
     def loss_of(self, sound: Tensor, truth: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the first generator's sound and the one that it should be, both at the low rate."""

@@ -39,27 +39,17 @@ def test_a_step_lowers_the_loss(trained: tuple[Run, Path], tmp_path: Path, name:
     run.__dict__.update({"clips": trained[0].clips, "sounds": trained[0].sounds})
     training = run._training(name)
     torch.manual_seed(3)
-    batch = _a_batch(run, training, name)
+    _, batch = training.draw()
 
     def loss() -> Tensor:
-        run._generator.manual_seed(7)  # the same noise each time
-        return training.loss_of(*batch)[0]  # type: ignore[attr-defined,no-any-return]
+        return training.loss_of(*batch)[0]
 
     before = loss()
     for _ in range(3):
-        training.trainee.step(loss(), progress=0.0)
+        training.trainee.begin_step(0.0)
+        training.trainee.descend(loss())
+        training.trainee.end_step()
     assert float(loss().detach()) < float(before.detach())
-
-
-def _a_batch(run: Run, training: object, name: str) -> tuple[Tensor, ...]:
-    if name == "video":
-        return (run.clips[9].batch(64, 9, 1, run._generator),)
-    if name == "upsampler":
-        return run.clips[9].pairs(1, run._generator)
-    if name == "audio":
-        return (run._mels[17],)
-    mel, truth = run._low_training().segment()
-    return (mel, truth) if name == "vocoder" else (truth * 0.5, truth)
 
 
 def test_a_resumed_run_has_the_state_that_was_written(trained: tuple[Run, Path], tmp_path: Path) -> None:
