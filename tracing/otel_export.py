@@ -7,7 +7,7 @@ endpoint that is slow or gone costs spans, never requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from braid.tracing.span import Span
@@ -54,15 +54,9 @@ def export_from(environment: Mapping[str, str]) -> OtelExport | None:
     `OTEL_TRACES_EXPORTER=none` and `OTEL_SDK_DISABLED=true` turn it off; a protocol other than HTTP with protobuf is
     logged and nothing is exported.
     """
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return None
     if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip() != "otlp":
         return None
-    if not any(environment.get(name) for name in ENDPOINTS):
-        return None
-    protocol = _protocol(environment)
-    if protocol != HTTP_PROTOBUF:
-        _log.warning("spans are not exported: the protocol %s is not spoken here, only %s", protocol, HTTP_PROTOBUF)
+    if not speaks_otlp(environment, ENDPOINTS, "TRACES"):
         return None
     make = _otlp_exporter()
     return None if make is None else OtelExport(make())
@@ -100,9 +94,22 @@ def readable(span: Span, resource: Resource) -> ReadableSpan:
     )
 
 
-def _protocol(environment: Mapping[str, str]) -> str:
-    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    return next((environment[name].strip() for name in names if environment.get(name)), HTTP_PROTOBUF)
+def speaks_otlp(environment: Mapping[str, str], endpoints: Sequence[str], signal: str) -> bool:
+    """Whether there is an endpoint, in a protocol that is spoken here.
+
+    Args:
+        endpoints: variables, the first that is set counts.
+        signal: `TRACES` or `METRICS`.
+    """
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if not any(environment.get(name) for name in endpoints):
+        return False
+    names = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    protocol = next((environment[name].strip() for name in names if environment.get(name)), HTTP_PROTOBUF)
+    if protocol != HTTP_PROTOBUF:
+        _log.warning("%s are not exported in the protocol %s, only in %s", signal.lower(), protocol, HTTP_PROTOBUF)
+    return protocol == HTTP_PROTOBUF
 
 
 def _otlp_exporter() -> Callable[[], SpanExporter] | None:

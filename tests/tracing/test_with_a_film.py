@@ -1,0 +1,90 @@
+"""A real film of the toy checkpoint: every stage, sampler step and tile group, with an adapter and while others run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from braid.diffusion.delivery import Delivery
+from braid.llm_core.core import Request, RequestClass
+from braid.llm_core.pipeline import Resumed
+from braid.tests.diffusion.rig import World, film, write_files
+from braid.tests.tracing.stage import check_tree
+from braid.tracing.job_span import JobTrace
+from braid.tracing.recorder import Recorder
+from braid.tracing.span import INTERRUPTED, Span
+from braid.tracing.trace_builder import TraceBuilder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("film"))
+
+
+class TracedWorld(World):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.recorder, self.builder = Recorder(), TraceBuilder()
+        self.scheduler.journal.subscribe(self.recorder.note_step)
+
+    def film(self, name: str, work: object, traceparent: str | None = None) -> None:
+        trace = self.recorder.open(name, traceparent)
+        trace.phase("queue")
+        sink = self.events.setdefault(name, []).append
+        self.scheduler.submit(Request(name, work, sink, request_class=RequestClass.BATCH, trace=trace))
+
+    def spans(self) -> list[Span]:
+        return self.builder.build(self.recorder.take(), time.monotonic() + 10)
+
+
+def named(spans: list[Span], name: str) -> list[Span]:
+    return [span for span in spans if span.name == name]
+
+
+def test_a_films_trace_is_whole(folder: Path, tmp_path: Path) -> None:
+    world = TracedWorld(folder)
+    job = world.diffusion.resolve(film())
+    world.film("film", Delivery(job, path=tmp_path / "film.mp4"))
+    world.run()
+    world.result("film")
+    spans = world.spans()
+    check_tree(spans)
+    names = {span.name for span in spans}
+    assert {"request", "queue", "stage_1", "upsample", "stage_2", "sampler step", "audio decode", "vae decode"} <= names
+    assert {"mux", "file write"} & names
+    first = named(spans, "stage_1")[0]
+    steps = [span for span in named(spans, "sampler step") if span.parent_id == first.span_id]
+    assert [span.attributes["braid.step"] for span in steps] == [0, 1]
+    assert all(span.attributes["braid.operations.denoise"] == 2 for span in steps), "res2s evaluates twice a step"
+    (request,) = named(spans, "request")
+    busy_ms = sum(entry.device_ms for entry in world.scheduler.journal.since())
+    assert request.attributes["braid.device_ms"] == pytest.approx(busy_ms, rel=0.02)
+
+
+def test_a_film_that_was_interrupted_and_resumed_is_one_trace(folder: Path) -> None:
+    trace = JobTrace.begun_by(None)
+    killed = TracedWorld(folder)
+    job = killed.diffusion.resolve(film(output_type="latents"))
+    killed.film("film", job, trace.traceparent)
+    while len(killed.states.get("film", [])) < 3:
+        killed.scheduler.run_once()
+    spans = killed.spans() + killed.builder.close()
+    state = killed.states["film"][-1]
+
+    successor = TracedWorld(folder)
+    successor.film("film", Resumed(job, state), trace.traceparent)
+    successor.run()
+    spans += successor.spans()
+    began = min(span.start_ns for span in spans) / 1e9
+    spans.append(trace.ended("film", started_at=began - 1, ended_at=time.time() + 1))
+    check_tree(spans)
+    assert [span.error for span in named(spans, "request")] == [INTERRUPTED, None]
+    done = [
+        (span.attributes["braid.step"], span.error) for span in named(spans, "sampler step")
+        if any(stage.span_id == span.parent_id for stage in named(spans, "stage_1"))
+    ]  # fmt: skip
+    assert (1, None) in done and sum(error is None for _, error in done) == 2
