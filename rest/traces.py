@@ -31,7 +31,7 @@ MAX_UNZIPPED_BYTES = 16 << 20
 MAX_LISTED = 500
 
 QUIET_PATHS = ("/health", "/ready", "/stats", "/metrics", "/v1/traces", "/v1/timeline", "/v1/activity", "/page/",
-               "/timeline")  # fmt: skip
+               "/timeline", "/trace/")  # fmt: skip
 """Nobody asks how long these took; recorded, they would push out what people look for."""
 
 GiveAway = Callable[[list[Span]], None]

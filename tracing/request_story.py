@@ -69,11 +69,9 @@ class RequestStory:
     def run(self, step: StepRecord, gap: Gap | None) -> None:
         """A step ran that this request was in."""
         end = end_of(step)
-        while self._waiting:
-            time = self._waiting[0].time
-            if time >= step.start + step.device_ms / 1000:
-                break
-            self._apply(self._waiting.popleft(), min(time, step.start))
+        while self._waiting and _is_before(self._waiting[0], step):
+            mark = self._waiting.popleft()
+            self._apply(mark, min(mark.time, step.start))
         self._account(step, gap)
         self._latest = max(self._latest, end)
         self.last_step = step.number
@@ -256,3 +254,10 @@ class RequestStory:
             if name in _GEN_AI:
                 self._request.attributes[_GEN_AI[name]] = value
         return named(mark.attributes)
+
+
+def _is_before(mark: Mark, step: StepRecord) -> bool:
+    """Whether what was said holds for the step already: phases that a step's planning begins do, however long it took;
+    all else that is said within a step is said after its device part."""
+    is_begun_by_it = mark.verb is Verb.PHASE and mark.name in CHUNKS
+    return is_begun_by_it or mark.time < step.start + step.device_ms / 1000

@@ -297,3 +297,18 @@ def test_nothing_is_noted_after_the_end() -> None:
     trace.event("late")
     trace.end()
     assert len(stage.recorder.noted) == num_noted
+
+
+def test_a_prefill_whose_planning_takes_longer_than_its_device_part_still_has_its_step() -> None:
+    stage = Stage()
+    trace = stage.open("chat")
+    stage._start, stage._ms = stage.now, 1.0
+    stage.wait(5)
+    trace.phase("prefill")
+    stage.wait(1)
+    trace.phase("decode")
+    stage.ended("chat", host_ms=6, kind="prefill")
+    trace.end()
+    spans = stage.finish()
+    assert one(spans, "prefill").attributes["braid.steps"] == 1
+    assert "braid.steps" not in one(spans, "decode").attributes
