@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", type=Path, help="a folder of an earlier run")
     parser.add_argument("--restart", nargs="+", choices=files.NETWORKS, default=(), help="begin these anew")
     parser.add_argument("--networks", nargs="+", choices=files.NETWORKS, default=files.NETWORKS, help="train these")
-    parser.add_argument("--time-factor", type=int, choices=(4, 8), default=8, help="frames of a latent frame")
+    parser.add_argument("--time-factor", type=int, choices=(4, 8), default=4, help="frames of a latent frame")
     parser.add_argument("--clips-scale", type=float, default=1.0, help="size of the pools of clips; 1 takes 8 GB")
     parser.add_argument("--num-scenes", type=int, default=24, help="of the evaluation")
     return parser

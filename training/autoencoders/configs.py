@@ -103,6 +103,6 @@ class Sections:
     upsampler: ConfigSection
 
 
-def braid_tiny(*, time_factor: int = 8) -> Sections:
+def braid_tiny(*, time_factor: int = 4) -> Sections:
     """What is shipped; `time_factor` as in `video_section`."""
     return Sections(video_section(time_factor=time_factor), audio_section(), vocoder_section(), upsampler_section())

@@ -69,7 +69,10 @@ def show(
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    recipe = Recipe(seed=options.seed, learning_rate=options.learning_rate)
+    recipe = Recipe(
+        seed=options.seed, learning_rate=options.learning_rate, cools_down=not options.goes_on,
+        is_recorded=not options.no_graphs,
+    )  # fmt: skip
     if options.tiny:
         return _tiny(recipe)
     return recipe
@@ -93,8 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reserve-s", type=float, default=60.0, help="seconds of it for samples")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--num-prompts", type=int, default=64, help="of the samples")
+    parser.add_argument("--goes-on", action="store_true", help="another run will: do not cool down at the end")
+    parser.add_argument("--no-graphs", action="store_true", help="launch every kernel of every step")
     parser.add_argument("--eager", action="store_true", help="do not compile blocks")
-    parser.add_argument("--tiny", action="store_true", help="a tiny network, to see that everything runs")
     return parser
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +24,10 @@ from braid.training.denoiser.batches import (
     BatchMaker,
     Levels,
     NoisedState,
+    tensors_of,
     training_levels,
     with_contexts,
+    with_tensors,
 )
 from braid.training.denoiser.compact_language_model import CompactLanguageModel
 from braid.training.denoiser.connectors import Connectors, Text
@@ -33,6 +37,7 @@ from braid.training.denoiser.network import TrainingNetwork
 from braid.training.denoiser.optimisation import Weights
 from braid.training.denoiser.shards import Saved, read_shards
 from braid.training.run_options import run_parser
+from braid.training.step_graphs import StepGraphs
 
 LOG_EVERY = 50
 
@@ -50,7 +55,7 @@ class AdaptedModel:
     ) -> None:  # fmt: skip
         self.base = {name: value.to(device, dtype) for name, value in saved.weights.items()}
         factors = initial_factors(saved.weights, rank, Generator().manual_seed(seed))
-        self.factors = Weights(factors, device, learning_rate=learning_rate, dtype=dtype)
+        self.factors = Weights(factors, device, learning_rate=learning_rate, dtype=dtype, matrices=())
         self._network = TrainingNetwork(TransformerConfig.from_metadata(saved.shape.section))
         self._connectors, self._language_model = Connectors(saved.shape), language_model
 
@@ -103,6 +108,7 @@ class AdapterTraining:
         generator = Generator(device).manual_seed(seed)
         self.batches = BatchMaker(lesson.kinds, material.pools, generator, levels=lesson.levels)
         self._lesson, self._log = lesson, log
+        self._graphs = StepGraphs(device, log.write)
 
     def loss(self, batch: Batch) -> Tensor:
         """That of the lesson."""
@@ -110,13 +116,25 @@ class AdapterTraining:
 
     def train(self, budget: Budget) -> None:
         """Steps until the budget is used up."""
+        with self._graphs.stream():
+            self._go(budget)
+
+    def _go(self, budget: Budget) -> None:
         factors = self.model.factors
         while (progress := budget.progress(factors.num_steps)) < 1:
-            loss = self.loss(self.batches.draw(self.batches.kind()))
-            factors.step(loss, progress)
+            kind = self.batches.kind()
+            batch = self.batches.draw(kind)
+            factors.begin_step(progress)
+            loss = self._graphs.run(kind.name, partial(self._descend, batch), *tensors_of(batch))
+            factors.end_step()
             if factors.num_steps % LOG_EVERY == 0:
                 shown = {"step": factors.num_steps, "progress": round(progress, 3), "loss": round(loss.item(), 4)}
                 self._log.write(stage=self._lesson.name, **shown)
+
+    def _descend(self, batch: Batch, *tensors: Tensor) -> Tensor:
+        loss = self.loss(with_tensors(batch, tensors))
+        self.model.factors.descend(loss)
+        return loss.detach()
 
     def save(self, path: Path) -> None:
         """Write the adapter."""
@@ -142,10 +160,21 @@ def teach(
         style: of all clips.
     """
     start = time.monotonic()
+    lesson = _tiny(lesson) if options.tiny else lesson
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     lines = Log(options.out / log)
     material = prepare(options, lesson.pools, lines, seed=pool_seed, style=style)
-    run = AdapterTraining(lesson, read_shards(options.resume), material, options.device, lines, seed=options.seed)
+    saved = read_shards(options.resume)
+    dtype = torch.float32 if options.tiny else torch.bfloat16
+    run = AdapterTraining(lesson, saved, material, options.device, lines, dtype=dtype, seed=options.seed)
     run.train(TimeBudget(options.minutes * 60 - (time.monotonic() - start)))
     run.save(options.out / adapter)
+
+
+def _tiny(lesson: Lesson) -> Lesson:
+    return dataclasses.replace(
+        lesson,
+        pools=tuple(dataclasses.replace(plan, num_clips=4) for plan in lesson.pools),
+        kinds=tuple(dataclasses.replace(kind, num_clips=4) for kind in lesson.kinds),
+    )

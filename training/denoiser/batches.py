@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -78,6 +78,23 @@ class Batch:
     """(B, L) of captions."""
     lengths: Tensor
     """(B,), 0 where the caption was left away."""
+
+
+NOISED = ("latents", "sigma", "is_free", "target")
+"""What of a stream differs between batches of a kind."""
+
+
+def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
+    """All that differs between batches of a kind, in a fixed order."""
+    streams = [getattr(state, name) for state in batch.streams.present() for name in NOISED]
+    return (*streams, batch.tokens, batch.lengths)
+
+
+def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
+    """A batch of the same kind, of other `tensors_of`."""
+    values = iter(tensors)
+    streams = batch.streams.map(lambda state: replace(state, **{name: next(values) for name in NOISED}))
+    return Batch(streams, next(values), next(values))
 
 
 FORMS: Mapping[str, tasks.Task] = {

@@ -10,6 +10,7 @@ of `DISTILLED_SIGMAS`, second stages the three of `STAGE_2_SIGMAS`, which are th
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -31,9 +32,15 @@ def few_step_levels(kind: BatchKind, num_tokens: int, generator: Generator) -> t
     return levels[chosen], levels[chosen]
 
 
+@lru_cache(maxsize=4)
+def _levels(device: torch.device) -> Tensor:
+    """Brought to the device once: a recorded step cannot."""
+    return torch.tensor(DISTILLED_SIGMAS, device=device)
+
+
 def next_level(sigma: Tensor) -> Tensor:
     """The level that follows in the schedule; 0 stays 0."""
-    levels = torch.tensor(DISTILLED_SIGMAS, device=sigma.device)
+    levels = _levels(sigma.device)
     is_lower = levels[None] < sigma[:, None] - 1e-4
     return torch.where(is_lower, levels, torch.zeros_like(levels)).amax(1)
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -159,6 +160,25 @@ def make_pools(
         took = round(time.monotonic() - start, 1)
         log.write(stage="pool", size=plan.size, frames=plan.num_frames, clips=len(pool), seconds=took)
     return pools
+
+
+def save_pools(path: Path, pools: Mapping[tuple[int, int], Pool]) -> None:
+    """For the next command on the same machine: gigabytes."""
+    tensors = {
+        f"{size} {num_frames} {field.name}": getattr(pool, field.name)
+        for (size, num_frames), pool in pools.items()
+        for field in fields(Pool)
+    }
+    save_file(tensors, path)
+
+
+def load_pools(path: Path, device: torch.device) -> dict[tuple[int, int], Pool]:
+    """What `save_pools` wrote."""
+    found: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for key, tensor in load_file(path, device=str(device)).items():
+        size, num_frames, name = key.split(" ")
+        found.setdefault((int(size), int(num_frames)), {})[name] = tensor
+    return {key: Pool(**tensors) for key, tensors in found.items()}
 
 
 def _pixels(plan: PoolPlan) -> float:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from braid.diffusion.latents import each
 from braid.diffusion.models.ltx2.transformer_config import TransformerConfig
 from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import Budget
-from braid.training.denoiser.batches import Batch, BatchKind, BatchMaker, with_contexts
+from braid.training.denoiser.batches import Batch, BatchKind, BatchMaker, tensors_of, with_contexts, with_tensors
 from braid.training.denoiser.configs import Shape
 from braid.training.denoiser.connectors import Connectors, Text
 from braid.training.denoiser.initial_weights import initial_weights
@@ -25,6 +26,7 @@ from braid.training.denoiser.material import Material
 from braid.training.denoiser.network import BlockFunction, TrainingNetwork
 from braid.training.denoiser.optimisation import Weights
 from braid.training.denoiser.shards import Saved, write_shards
+from braid.training.step_graphs import StepGraphs
 
 LOG_EVERY = 50
 SAVE_EVERY_S = 120.0
@@ -35,14 +37,14 @@ AUDIO_WEIGHT = 0.5
 POOLS = (PoolPlan(64, 25, 40_960), PoolPlan(64, 17, 5_120), PoolPlan(64, 33, 5_120), PoolPlan(128, 25, 12_288))
 """Whole chunks of what is drawn at once: another number would be another shape to tune kernels for."""
 KINDS = (
-    BatchKind("small", 64, 25, 384, 0.54, is_common=True),
-    BatchKind("large", 128, 25, 96, 0.20, is_common=True),
-    BatchKind("small short", 64, 17, 256, 0.05),
-    BatchKind("small long", 64, 33, 192, 0.05),
-    BatchKind("small keyframe", 64, 25, 192, 0.05, "last_frame"),
-    BatchKind("small silent", 64, 25, 256, 0.03, "silent"),
+    BatchKind("small", 64, 25, 256, 0.54, is_common=True),
+    BatchKind("large", 128, 25, 64, 0.20, is_common=True),
+    BatchKind("small short", 64, 17, 256, 0.04),
+    BatchKind("small long", 64, 33, 128, 0.04),
+    BatchKind("small keyframe", 64, 25, 128, 0.05, "last_frame"),
+    BatchKind("small silent", 64, 25, 192, 0.02, "silent"),
     BatchKind("small picture", 64, 25, 512, 0.03, "picture"),
-    BatchKind("large picture", 128, 25, 256, 0.02, "picture"),
+    BatchKind("large picture", 128, 25, 256, 0.05, "picture"),
     BatchKind("sound", 64, 25, 512, 0.03, "sound"),
 )
 
@@ -55,6 +57,10 @@ class Recipe:
     pools: tuple[PoolPlan, ...] = POOLS
     kinds: tuple[BatchKind, ...] = KINDS
     learning_rate: float = 1e-3
+    cools_down: bool = True
+    """The learning rate falls at the end of the run; not where another run goes on."""
+    is_recorded: bool = True
+    """Steps are replayed where there is a GPU."""
     dtype: torch.dtype = torch.bfloat16
     seed: int = 0
 
@@ -113,6 +119,7 @@ class TrainingRun:
         self._fast_network = self._network if compiler is None else TrainingNetwork(config, compiler=compiler)
         self._connectors = Connectors(self.shape)
         self._losses = Losses(device)
+        self._graphs = StepGraphs(device, log.write, is_used=recipe.is_recorded)
 
     @property
     def num_steps(self) -> int:
@@ -121,10 +128,19 @@ class TrainingRun:
 
     def train(self, budget: Budget, out: Path) -> None:
         """Steps until the budget is used up; writes shards now and then, and at the end."""
+        with self._graphs.stream():
+            self._go(budget, out)
+        self.save(out)
+
+    def _go(self, budget: Budget, out: Path) -> None:
         last_save = last_log = time.monotonic()
         while (progress := budget.progress(self.weights.num_steps)) < 1:
             kind = self.batches.kind()
-            norm = self.weights.step(self.loss(self.batches.draw(kind), is_common=kind.is_common), progress)
+            batch = self.batches.draw(kind)
+            self.weights.begin_step(progress, cools_down=self.recipe.cools_down)
+            step = partial(self._descend, batch, kind.is_common)
+            norm = self._graphs.run(kind.name, step, *tensors_of(batch))
+            self.weights.end_step()
             if self.weights.num_steps % LOG_EVERY == 0:
                 now = time.monotonic()
                 rate = round(LOG_EVERY / (now - last_log), 2)
@@ -133,7 +149,9 @@ class TrainingRun:
             if time.monotonic() - last_save > SAVE_EVERY_S:
                 self.save(out)
                 last_save = time.monotonic()
-        self.save(out)
+
+    def _descend(self, batch: Batch, is_common: bool, *tensors: Tensor) -> Tensor:
+        return self.weights.descend(self.loss(with_tensors(batch, tensors), is_common=is_common))
 
     def save(self, out: Path) -> None:
         """Write the shards."""
