@@ -44,5 +44,5 @@ export function gridStep(length, count) {
 export function inWords(ms) {
   if (Math.abs(ms) >= 10000) return `${(ms / 1000).toFixed(1)} s`;
   if (Math.abs(ms) >= 1000) return `${(ms / 1000).toFixed(2)} s`;
-  return `${ms.toFixed(ms < 10 ? 2 : 0)} ms`;
+  return `${ms.toFixed(Math.abs(ms) < 10 ? 2 : 0)} ms`;
 }

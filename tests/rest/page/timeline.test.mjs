@@ -50,4 +50,5 @@ test("the grid's lines are at round times", () => {
   assert.equal(gridStep(0.9, 10), 0.1);
   assert.equal(inWords(12345), "12.3 s");
   assert.equal(inWords(3.14159), "3.14 ms");
+  assert.equal(inWords(-800), "-800 ms");
 });
