@@ -65,6 +65,13 @@ def test_every_package_is_listed() -> None:
     assert listed == {".".join(("braid", *folder.parts)) for folder in folders}
 
 
+def test_every_file_of_the_pages_goes_into_a_wheel() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["braid.rest"]
+    packed = {path for pattern in patterns for path in (ROOT / "rest").glob(pattern) if path.is_file()}
+    there = {path for folder in ("page", "timeline_page") for path in (ROOT / "rest" / folder).rglob("*")}
+    assert packed == {path for path in there if path.is_file()}
+
+
 def test_all_imports_of_ours_are_absolute() -> None:
     for path in python_files():
         for node in ast.walk(ast.parse(path.read_text())):
