@@ -167,11 +167,12 @@ class PolicyConfig:
     min_share: dict[RequestClass, float] = field(
         default_factory=lambda: {
             RequestClass.INTERACTIVE: 0.5,
-            RequestClass.STANDARD: 0.1,
-            RequestClass.BATCH: 0.05,
+            RequestClass.STANDARD: 0.2,
+            RequestClass.BATCH: 0.2,
         }
     )
-    """The part of device time that a class with waiting work gets in every window."""
+    """The part of device time that a class with waiting work gets in every window. A chat writes as fast as it is let,
+    several times faster than anybody reads, so what films get costs its reader nothing."""
     share_window_ms: float = 2000.0
 
     def __post_init__(self) -> None:
