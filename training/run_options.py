@@ -1,4 +1,4 @@
-"""Options that every training run has."""
+"""What every training run has: options, and how it uses a GPU."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def run_parser(description: str, *, minutes: float) -> argparse.ArgumentParser:
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def prepare_gpu() -> None:
+    """Fast products, algorithms by trial, and attention that can be recorded in a CUDA graph."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -7,8 +7,8 @@ the time the GPU waits. A recorded step is launched as one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,14 +45,21 @@ class StepGraphs:
     def __init__(self, device: torch.device, tell: Callable[..., None], *, is_used: bool = True) -> None:
         self._tell = tell
         self._can_record = is_used and device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._can_record else None
+        self._stream = torch.cuda.Stream(device) if self._can_record else None  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle() if self._can_record else None
         self._num_calls: Counter[str] = Counter()
         self._recorded: dict[str, _Recorded] = {}
 
-    def stream(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def stream(self) -> Iterator[None]:
         """Where everything must run that steps depend on: one stream, which is not the default one."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        if self._stream is None:
+            yield
+            return
+        torch.cuda.synchronize(self._stream.device)
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.synchronize(self._stream.device)
 
     def run(self, kind: str, step: Callable[..., T], *inputs: Tensor) -> T:
         """Do a step.

@@ -48,7 +48,8 @@ class Training(Protocol):
     def draw(self) -> tuple[str, tuple[Tensor, ...]]:
         """The next batch: its kind, and what `loss_of` takes."""
 
-    def loss_of(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def loss_of(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         """Of a batch, and what it is made of."""
 
 

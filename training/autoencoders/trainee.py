@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,7 +93,8 @@ class Trainee:
         """Move the average and count."""
         # Young averages forget faster, or the first weights would stay in them.
         decay = min(self._average_decay, (1 + self.num_steps) / (10 + self.num_steps))
-        averages, parameters = list(self.average.parameters()), list(self.network.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
+        parameters: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(averages, parameters, 1 - decay)
         self.num_steps += 1
         self._steps_of_run += 1
@@ -117,4 +118,4 @@ def learning_rate_share(step: int, progress: float) -> float:
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 where the hardware is made for it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -48,11 +48,14 @@ class UpsamplerTraining:
         generator: Generator,
     ) -> None:
         self.trainee = trainee
-        self._autoencoder, self._statistics = autoencoder, statistics
+        device = generator.device
+        # Read from a file they are on the CPU, and a recorded step brings nothing to a GPU.
+        self._statistics = LatentStatistics(statistics.mean.to(device), statistics.std.to(device), statistics.axis)
+        self._autoencoder = autoencoder
         self._pools = list(pools.values())
         self._batch_size = batch_size
         self._noise, self._generator = LatentNoise(autoencoder, generator), generator
-        self._deviations = statistics.std.to(generator.device).view(1, -1, 1, 1, 1)
+        self._deviations = self._statistics.std.view(1, -1, 1, 1, 1)
         self._choices = Generator().manual_seed(generator.initial_seed())
 
     def draw(self) -> tuple[str, tuple[Tensor, ...]]:

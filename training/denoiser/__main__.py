@@ -23,7 +23,7 @@ from braid.training.denoiser.configs import Shape, transformer_section
 from braid.training.denoiser.material import add_sources, prepare
 from braid.training.denoiser.shards import read_shards
 from braid.training.denoiser.training_run import Recipe, TrainingRun
-from braid.training.run_options import run_parser
+from braid.training.run_options import prepare_gpu, run_parser
 from braid.training.world.judging import untrained_prompts
 
 
@@ -32,8 +32,7 @@ def main() -> None:
     start = time.monotonic()
     options = _parser().parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+    prepare_gpu()
     log = Log(options.out / "log.jsonl")
     recipe = _recipe(options)
     saved = None if options.resume is None else read_shards(options.resume)

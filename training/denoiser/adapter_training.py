@@ -36,7 +36,7 @@ from braid.training.denoiser.material import Material, add_sources, prepare
 from braid.training.denoiser.network import TrainingNetwork
 from braid.training.denoiser.optimisation import Weights
 from braid.training.denoiser.shards import Saved, read_shards
-from braid.training.run_options import run_parser
+from braid.training.run_options import prepare_gpu, run_parser
 from braid.training.step_graphs import StepGraphs
 
 LOG_EVERY = 50
@@ -162,7 +162,7 @@ def teach(
     start = time.monotonic()
     lesson = _tiny(lesson) if options.tiny else lesson
     options.out.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("high")
+    prepare_gpu()
     lines = Log(options.out / log)
     material = prepare(options, lesson.pools, lines, seed=pool_seed, style=style)
     saved = read_shards(options.resume)

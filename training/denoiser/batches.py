@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -92,7 +93,7 @@ def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
 
 def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     """A batch of the same kind, of other `tensors_of`."""
-    values = iter(tensors)
+    values: Iterator[Any] = iter(tensors)
     streams = batch.streams.map(lambda state: replace(state, **{name: next(values) for name in NOISED}))
     return Batch(streams, next(values), next(values))
 

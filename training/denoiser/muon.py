@@ -65,9 +65,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """(n, rows, columns) with singular values near 1 (0.7 to 1.2), by a Newton-Schulz iteration of degree 5."""
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NUM_ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if is_tall else x
+    made: Tensor = x.mT if is_tall else x
+    return made

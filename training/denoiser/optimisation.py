@@ -77,6 +77,8 @@ class Weights:
 
     def descend(self, loss: Tensor) -> Tensor:
         """Go down the gradient of `loss`; gives the gradient's norm. Nothing in it waits for a GPU."""
+        for copy in self.working.values():
+            copy.grad = None  # of a step that failed on its way
         loss.backward()  # type: ignore[no-untyped-call]
         self._collect()
         norm = torch.nn.utils.clip_grad_norm_(list(self._masters.values()), MAX_GRADIENT_NORM)

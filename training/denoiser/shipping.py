@@ -122,6 +122,7 @@ def ship(out: Path, shards: Path, autoencoders: Path, adapters: Path | None = No
     out.mkdir(parents=True, exist_ok=True)
     saved = read_shards(shards)
     write_checkpoint(out / CHECKPOINT, saved.weights, saved.shape, autoencoders, presets())
+    (out / CHECKPOINT).chmod(0o644)  # whoever installs it is not who reads it
     shutil.copyfile(autoencoders / UPSAMPLER, out / UPSAMPLER)
     for path in sorted(adapters.glob("*-lora.safetensors")) if adapters else ():
         shutil.copyfile(path, out / path.name)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from braid.tests.training.denoiser.conftest import CPU, SHAPE
+from braid.tests.training.denoiser.conftest import SHAPE
+from braid.tests.training.host_traffic import CPU, META, IdleAdam, traffic
 from braid.training.denoiser.batches import BatchKind, BatchMaker, tensors_of, with_tensors
 from braid.training.denoiser.compact_language_model import CompactLanguageModel
 from braid.training.denoiser.material import Material
@@ -20,47 +17,7 @@ from braid.training.denoiser.optimisation import Weights
 from braid.training.denoiser.training_run import Losses, Recipe, TrainingRun
 from braid.training.step_graphs import StepGraphs
 
-META = torch.device("meta")
 FORMS = ("mixed", "last_frame", "silent", "picture", "sound")
-
-
-class HostTraffic(TorchDispatchMode):
-    """Operations that bring numbers to a device, for which the meta device stands, or ask it for one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-        made = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
-        brings = any(value.device == CPU and value.dim() > 0 for value in given) and any(m.is_meta for m in made)
-        if brings or "_local_scalar_dense" in str(func):
-            self.found.append(str(func))
-        return result
-
-
-class NewTensors(TorchFunctionMode):
-    """Numbers of Python that become tensors of a device, which no dispatch shows."""
-
-    def __init__(self, found: list[str]) -> None:
-        super().__init__()
-        self._found = found
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.tensor, torch.as_tensor) and result.is_meta:
-            self._found.append(str(func))
-        return result
-
-
-def traffic(step: Callable[[], Any]) -> list[str]:
-    """Of a step that was done once before."""
-    step()
-    with HostTraffic() as mode, NewTensors(mode.found):
-        step()
-    return mode.found
 
 
 def test_the_watcher_sees_what_recording_would_refuse():
@@ -82,19 +39,9 @@ def make_run(material, captions, tmp_path):
     return make
 
 
-class Adam:
-    """In the place of torch's, whose own promise it is to be recordable."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    def step(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_of_the_denoiser_brings_nothing_to_the_device_and_asks_it_for_nothing(make_run, form, monkeypatch):
-    monkeypatch.setattr(torch.optim, "AdamW", Adam)
+    monkeypatch.setattr(torch.optim, "AdamW", IdleAdam)
     run, batch = make_run(form, META)
     run._device, run._losses = META, Losses(META)
     run.weights = Weights(run.weights.averages, META, learning_rate=0.1, dtype=torch.float32)
