@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from braid.rest.jobs import JobDesk
     from braid.rest.remote_files import RemoteFiles
     from braid.rest.supervisor import Supervisor
+    from braid.rest.webhooks import Webhooks
     from braid.rest.wire_messages import MediaEngine
 
 logger = logging.getLogger("braid.server")
@@ -178,12 +179,13 @@ async def _serve(
     greet = _greeting(_url(listen.host, sock.getsockname()[1]), started)
     name = config.video.model if config.video is not None else config.engine.model
     supervisor = Supervisor(children.start, name=name, first=children.first, on_ready=greet)
-    async with _job_desk(config, supervisor) as desk:
+    async with _job_desk(config, supervisor, access) as desk, _webhooks(desk, access) as webhooks:
         app = create_app(
             supervisor,
             desk=desk,
             access=access,
             remote_files=_remote_files(access),
+            webhooks=webhooks,
             max_upload_bytes=config.max_upload_bytes,
         )
         server = _http_server(app, listen, supervisor, desk)
@@ -197,7 +199,9 @@ async def _serve(
 
 
 @contextlib.asynccontextmanager
-async def _job_desk(config: ServeConfig, supervisor: Supervisor) -> AsyncIterator[JobDesk | None]:
+async def _job_desk(
+    config: ServeConfig, supervisor: Supervisor, access: Access | None
+) -> AsyncIterator[JobDesk | None]:
     """Where HTTP takes in jobs, if there is a model that can do them."""
     if config.video is None:
         yield None
@@ -206,7 +210,7 @@ async def _job_desk(config: ServeConfig, supervisor: Supervisor) -> AsyncIterato
 
     storage = await asyncio.to_thread(open_jobs, config, "http")
     try:
-        desk = JobDesk(storage, supervisor)
+        desk = JobDesk(storage, supervisor, limits=None if access is None else access.limits)
         greet = supervisor.on_ready
         supervisor.on_job_event = desk.on_event
 
@@ -222,6 +226,23 @@ async def _job_desk(config: ServeConfig, supervisor: Supervisor) -> AsyncIterato
             await desk.close()
     finally:
         await asyncio.to_thread(storage.close)
+
+
+@contextlib.asynccontextmanager
+async def _webhooks(desk: JobDesk | None, access: Access | None) -> AsyncIterator[Webhooks | None]:
+    """What tells the ends of jobs, if there is a secret to sign with."""
+    if desk is None or access is None or access.webhook_secret is None:
+        yield None
+        return
+    from braid.rest.guarded_http import GuardedClient
+    from braid.rest.webhooks import Webhooks
+
+    webhooks = Webhooks(desk.storage, access.webhook_secret, GuardedClient(trusted_hosts=access.trusted_hosts))
+    webhooks.start()
+    try:
+        yield webhooks
+    finally:
+        await webhooks.close()
 
 
 def _http_server(

@@ -50,6 +50,12 @@ def remaining_s(job: JobRecord, progress: Progress) -> float | None:
     return None if estimate is None else estimate * (100 - percent) / 100
 
 
+def next_begin_s(unfinished: Sequence[JobRecord], progress: Progress) -> float | None:
+    """Seconds until the first job that is worked on ends, and the next one begins; None where nobody knows."""
+    left = [remaining_s(job, progress) for job in unfinished if job.status is JobStatus.IN_PROGRESS]
+    return min((seconds for seconds in left if seconds is not None), default=None)
+
+
 def _sum(parts: Sequence[float | None]) -> float | None:
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None

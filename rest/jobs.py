@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from braid.diffusion.jobs.failures import JobIsFinal, StoreBusy
 from braid.diffusion.jobs.listing import unknown_job
 from braid.diffusion.jobs.messages import CancelJob, JobEnded, JobEvent, JobsWaiting, MediaResolved, ResolveMedia
-from braid.diffusion.jobs.records import JobPage, JobRecord, NewJob
+from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus, NewJob
 from braid.diffusion.jobs.retention import remove_expired, remove_strays
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.store import JobStore
@@ -25,7 +25,8 @@ from braid.errors import BraidError, NotFound, NotReady
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.ask import ask
 from braid.rest.job_news import JobNews, Watch
-from braid.rest.job_queue import ESTIMATE, Place, place_of
+from braid.rest.job_queue import ESTIMATE, Place, next_begin_s, place_of
+from braid.rest.limits import AdmissionLimits
 from braid.rest.staging import Staged, Staging
 from braid.rest.wire_messages import MediaEngine
 
@@ -62,36 +63,21 @@ class Asked:
     """So many jobs, with seeds that follow each other."""
 
 
-class Judged(NamedTuple):
-    """What admission looks at: the request, and what the engine says that it takes."""
-
-    asked: Asked
-    expected_bytes: int
-    estimate_s: float | None
-
-
-Admit = Callable[[Judged], Awaitable[None]]
-"""Raises `Overloaded` and the like; called before anything is stored."""
-
-
-async def admit_all(judged: Judged) -> None:
-    """The store's quota is the only limit."""
-
-
 class JobDesk:
     """One of a server; `start` it on the event loop, and `close` it.
 
     Args:
         storage: at a seat of HTTP's own.
         engine: where requests are judged; may be away.
+        limits: of what may wait.
     """
 
-    def __init__(self, storage: JobStorage, engine: MediaEngine, *, admit: Admit = admit_all) -> None:
+    def __init__(self, storage: JobStorage, engine: MediaEngine, *, limits: AdmissionLimits | None = None) -> None:
         self.storage = storage
         self.store = JobStore(storage)
         self.news = JobNews()
         self._engine = engine
-        self._admit = admit
+        self._limits = limits or AdmissionLimits()
         self._staging = Staging(storage.directory.root, storage.directory.seat)
         self._sweeper: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -142,8 +128,8 @@ class JobDesk:
         if first is not None:
             resolved = MediaResolved("", first.params, 0, first.facts.get(ESTIMATE))
         else:
+            await self._check_queue(asked)  # before its uploads are written and read
             resolved = await self._resolved(asked)
-            await self._admit(Judged(asked, resolved.expected_bytes, resolved.estimate_s))
         jobs = await self._stored(asked, resolved)
         self._engine.send(JobsWaiting())
         return jobs
@@ -152,6 +138,19 @@ class JobDesk:
         if asked.idempotency_key is None:
             return None
         return await self.storage.off_loop(self.store.earlier, self._new(asked, MediaResolved("", {}, 0), 0))
+
+    async def _check_queue(self, asked: Asked) -> None:
+        """Raises:
+        QueueFull: as many jobs wait as may.
+        """
+        unfinished = await self.unfinished()
+        waiting = [job for job in unfinished if job.status is JobStatus.QUEUED]
+        self._limits.check_queue(
+            num_queued=len(waiting),
+            num_queued_of_key=sum(job.owner == asked.owner for job in waiting),
+            num_new=asked.count,
+            retry_after_s=next_begin_s(unfinished, self.news.progress),
+        )
 
     async def _resolved(self, asked: Asked) -> MediaResolved:
         staged: Staged = await self.storage.off_loop(self._staging.put, asked.inputs)

@@ -25,6 +25,7 @@ from scripted_studio import ScriptedStudio, telling
 
 from braid.diffusion.jobs.storage import JobStorage
 from braid.rest.jobs import JobDesk
+from braid.rest.limits import AdmissionLimits
 
 
 class LoopServer(uvicorn.Server):
@@ -100,11 +101,11 @@ def http(server: Server) -> Iterator[httpx.Client]:
 class Studio:
     """A server with a store of jobs and a scripted engine that works on them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: AdmissionLimits | None = None) -> None:
         self.root = root
         self.engine = ScriptedStudio(root)
         self.storage = JobStorage.open(root, seat="http")
-        self.desk = JobDesk(self.storage, self.engine)
+        self.desk = JobDesk(self.storage, self.engine, limits=limits)
         self.server = Server(create_app(self.engine, desk=self.desk, max_upload_bytes=1_000_000))
 
     def __enter__(self) -> Studio:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import httpx
 import pytest
+from conftest import Studio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +99,18 @@ def test_no_limit_lets_everything_wait() -> None:
 def test_a_limit_that_lets_nothing_pass_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{name}=0"):
         AdmissionLimits(**{name: 0})
+
+
+def test_a_full_queue_refuses_jobs_and_says_when_to_come_again(tmp_path: Path) -> None:
+    limits = AdmissionLimits(queued_jobs=2)
+    with Studio(tmp_path, limits) as studio, httpx.Client(base_url=studio.server.url, timeout=20) as web:
+        made = [web.post("/v1/videos", json={"prompt": "!wait"}).json()["id"]]
+        while web.get(f"/v1/videos/{made[0]}").json()["status"] == "queued":
+            time.sleep(0.01)
+        made += [web.post("/v1/videos", json={"prompt": "!wait"}).json()["id"] for _ in range(2)]
+        refused = web.post("/v1/videos", json={"prompt": "!wait"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert float(refused.headers["retry-after"]) > 0
+        assert web.post("/v1/images/generations", json={"prompt": "a", "n": 3}).status_code == 429
+        for job_id in reversed(made):
+            assert web.post(f"/v1/videos/{job_id}/cancel").status_code == 200

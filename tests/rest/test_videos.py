@@ -153,6 +153,8 @@ def test_jobs_are_listed_in_pages_by_kind(web: httpx.Client) -> None:
 
 def test_a_waiting_job_tells_its_place_and_when_to_ask_again(web: httpx.Client, studio: Studio) -> None:
     blocker = ask(web, "!wait")
+    while web.get(f"/v1/videos/{blocker['id']}").json()["status"] == "queued":
+        time.sleep(0.01)
     ahead, job = ask(web), ask(web)
     response = web.get(f"/v1/videos/{job['id']}")
     body = response.json()
