@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from braid.diffusion.models.ltx2.config import Section
@@ -103,7 +103,12 @@ class LatentUpsampler:
     def _make(self) -> Any:
         from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
-        return LTX2LatentUpsamplerModel(**self._options)
+        network = LTX2LatentUpsamplerModel(**self._options)
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.GroupNorm):
+                    setattr(module, name, _GroupNorm(child.num_groups, child.num_channels, child.eps))
+        return network
 
     def _normalised(self, latents: Tensor) -> Pieces[Tensor]:
         raw = self._statistics.un_normalise(latents)
@@ -143,6 +148,13 @@ class LatentUpsampler:
         else:
             enlarged = _volume(network.upsampler(_planes(x)), num_frames)
         return enlarged
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Norms groups of one value, too, which torch's own refuses for the sake of training: the result is the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _planes(x: Tensor) -> Tensor:

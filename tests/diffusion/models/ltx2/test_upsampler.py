@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from braid.diffusion.models.ltx2.modules import finish
 from braid.diffusion.models.ltx2.statistics import LatentStatistics
 from braid.diffusion.models.ltx2.upsampler import LatentUpsampler
 from braid.errors import InvalidRequest, ModelFileError, UnsupportedModel
@@ -64,6 +65,28 @@ def test_clips_that_take_turns_get_the_bits_they_get_alone() -> None:
                 break
     assert torch.equal(results[1], upsampler(clips[0]))
     assert torch.equal(results[0], upsampler(clips[1]))
+
+
+def test_norms_of_one_value_give_their_bias_to_rounding_whatever_it_is() -> None:
+    upsampler = make_upsampler()  # its first norm has as many groups as channels
+    pixel = torch.randn(1, 4, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    result = upsampler(pixel)
+    assert result.shape == (1, 4, 1, 2, 2)
+    assert result.isfinite().all()
+    torch.testing.assert_close(result, upsampler(3 * pixel), rtol=0, atol=1e-3)
+    assert upsampler.predicted_bytes((1, 1, 1), torch.float32) > 0
+
+
+def test_larger_clips_have_the_bits_of_the_official_network() -> None:
+    from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
+
+    network = LTX2LatentUpsamplerModel(**CONFIG)
+    weights = random_weights(network)
+    network.load_state_dict(weights)
+    latents = torch.randn(1, 4, 2, 3, 5, generator=torch.Generator().manual_seed(1))
+    upsampler = LatentUpsampler(section("upsampler", CONFIG), weights, STATISTICS)
+    with torch.inference_mode():
+        assert torch.equal(finish(upsampler.raw_pieces(latents)), network(latents))
 
 
 def test_a_size_that_cannot_be_scaled_is_refused() -> None:
