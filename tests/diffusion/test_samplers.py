@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from braid.diffusion.latents import AudioVideo, LatentState
-from braid.diffusion.noise import NoiseSource, SeededNoise
+from braid.diffusion.noise import NoiseSeeds, NoiseSource, SeededNoise
+from braid.diffusion.pipelines.sampler_choice import SAMPLERS as NAMED_SAMPLERS
 from braid.diffusion.res_2s import LAST_SIGMA, Res2sOptions, pulled_anchor, res_2s
 from braid.diffusion.samplers import euler, euler_ancestral, euler_cfg_pp, gradient_estimation
 from braid.diffusion.sampling_state import Estimates, Evaluation, Sampler, SamplerState, drive
@@ -150,3 +151,15 @@ def test_without_noise_at_midpoints_pulling_the_anchor_changes_nothing() -> None
 def test_sigmas_that_do_not_descend_are_refused_by_value(start: StartSampler, sigmas: list[float]) -> None:
     with pytest.raises(InvalidRequest, match="sigmas="):
         drive(start(None, torch.tensor(sigmas), streams(), SeededNoise(5)), denoise)
+
+
+@pytest.mark.parametrize(("name", "is_drawn"), [("res_2s", True), ("res_2s_ode", False)])
+def test_noise_decides_where_res_2s_ends_but_not_without_it(name: str, is_drawn: bool) -> None:
+    begun = streams()
+
+    def end(seed: int) -> AudioVideo[Tensor]:
+        noise = SeededNoise(NoiseSeeds(initial=0, step=seed))
+        state = SamplerState(0, begun.map(lambda stream: stream.latents), noise=noise.state())
+        return drive(NAMED_SAMPLERS[name](state, SIGMAS, begun, noise), denoise)
+
+    assert equal(end(1), end(2)) is not is_drawn

@@ -66,10 +66,10 @@ class Trainee:
         self._steps_of_run = 0
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         device = parameters[0].device
-        self._rate = torch.tensor(learning_rate, device=device)
+        rate = torch.tensor(learning_rate, device=device)
         on_gpu = device.type == "cuda"
         self._optimiser = torch.optim.AdamW(
-            parameters, lr=self._rate, betas=(0.9, 0.98), weight_decay=0.0, fused=on_gpu, capturable=on_gpu
+            parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=on_gpu, capturable=on_gpu
         )
 
     def begin_step(self, progress: float) -> None:
@@ -78,7 +78,9 @@ class Trainee:
         Args:
             progress: of the budget, which it falls with.
         """
-        self._rate.fill_(self._peak_rate * learning_rate_share(self._steps_of_run, progress))
+        for group in self._optimiser.param_groups:
+            # in its place: a recorded step reads it there
+            group["lr"].fill_(self._peak_rate * learning_rate_share(self._steps_of_run, progress))
 
     def descend(self, loss: Tensor) -> Tensor:
         """Go down the gradient of `loss`; gives the gradient's norm. Nothing in it waits for a GPU."""

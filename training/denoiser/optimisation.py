@@ -73,7 +73,9 @@ class Weights:
             progress: of the run, from 0 to 1.
             cools_down: at its end; not where another run goes on.
         """
-        self._rate.fill_(self._peak_rate * rate_share(self.num_steps, progress if cools_down else 0.0))
+        rate = self._peak_rate * rate_share(self.num_steps, progress if cools_down else 0.0)
+        for held in (self._rate, *(group["lr"] for group in self._adam.param_groups)):
+            held.fill_(rate)  # in its place: a recorded step reads it there
 
     def descend(self, loss: Tensor) -> Tensor:
         """Go down the gradient of `loss`; gives the gradient's norm. Nothing in it waits for a GPU."""
