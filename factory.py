@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from braid.config import BraidConfig
@@ -43,8 +45,13 @@ from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.text.chat_template import ChatTemplate
 from braid.llm_core.text.tokenizer import Tokenizer
 from braid.llm_core.workspace import StepWorkspace
-from braid.tracing.recent_spans import RecentSpans
-from braid.tracing.request_spans import RequestTracing
+from braid.tracing.engine_metrics import METRICS
+from braid.tracing.engine_tracing import EngineTracing
+from braid.tracing.span import Span
+from braid.tracing.trace_store import TraceStore
+
+KeepSpans = Callable[[list[Span]], None]
+"""Gets spans as they end; on a thread that is not the engine's."""
 
 SLAB_BYTES = 16 << 20
 CPU_STEP_LIMITS = StepLimits(max_step_ms=60.0, idle_step_ms=250.0)
@@ -70,16 +77,25 @@ class EngineParts:
 
     arena: Arena
     backend: Backend
+    tracing: EngineTracing
     language: LoadedLanguage | None = None
     video: Any = None
     """The `video_factory.LoadedVideo`, once there is one."""
 
 
-def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: None) -> Engine:
+def build_engine(
+    config: BraidConfig,
+    *,
+    on_crash: Callable[[], None] = lambda: None,
+    keep_spans: KeepSpans | None = None,
+    open_spans: Path | None = None,
+) -> Engine:
     """Load the language model and start an engine on a thread of this process.
 
     Args:
         on_crash: see `Engine`.
+        keep_spans: None keeps the last traces in this process.
+        open_spans: see `EngineTracing`.
     Raises:
         BraidError: the model is unknown, broken, not supported or too large for the budget.
     """
@@ -106,8 +122,8 @@ def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: 
         workspace=workspace,
         limits=limits,
     )
-    spans = RecentSpans()
-    tracing = RequestTracing(spans)
+    scheduler = _scheduler([workload], config, backend)
+    tracing = _tracing(scheduler, keep_spans or TraceStore().add, open_spans)
 
     def release() -> None:
         model.close()
@@ -117,18 +133,17 @@ def build_engine(config: BraidConfig, *, on_crash: Callable[[], None] = lambda: 
         residency.drop(checkpoint.name)
         tracing.close()
 
-    scheduler = _scheduler([workload], config, backend)
     template = checkpoint.chat_template()
     language = LoadedLanguage(checkpoint.name, model.config, tokenizer, template, context_length)
     return Engine(
         scheduler,
         ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
         intake=Intake(model.config, context_length, tokenizer, template, pages),
-        stats=_stats(scheduler, workload, arena, pages, prefix_cache, spans),
+        stats=_stats(scheduler, workload, arena, pages, prefix_cache, tracing),
         release=release,
         open_trace=tracing.open,
         on_crash=on_crash,
-        parts=EngineParts(arena, backend, language),
+        parts=EngineParts(arena, backend, tracing, language),
     )
 
 
@@ -136,22 +151,34 @@ def build_engine_without_language(config: BraidConfig) -> Engine:
     """An engine with nothing in it yet; `config.model` is not looked at."""
     backend = backend_of(config)
     arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
-    tracing = RequestTracing(RecentSpans())
     torch.set_num_threads(backend.num_threads)
+    scheduler = _scheduler([], config, backend)
+    tracing = _tracing(scheduler, TraceStore().add)
     return Engine(
-        _scheduler([], config, backend),
+        scheduler,
         ready=EngineReady(()),
         intake=None,
-        stats=lambda: {"memory": asdict(arena.usage())},
+        stats=lambda: {"memory": asdict(arena.usage())} | _traced(tracing),
         release=tracing.close,
         open_trace=tracing.open,
-        parts=EngineParts(arena, backend),
+        parts=EngineParts(arena, backend, tracing),
     )
 
 
 def _scheduler(workloads: Sequence[Workload], config: BraidConfig, backend: Backend) -> Scheduler:
     limits = CPU_STEP_LIMITS if backend.device == "cpu" else GPU_STEP_LIMITS
     return Scheduler(workloads, limits=limits, max_waiting_requests=config.max_waiting_requests)
+
+
+def _tracing(scheduler: Scheduler, keep: KeepSpans, open_spans: Path | None = None) -> EngineTracing:
+    tracing = EngineTracing(keep, os.environ, open_spans=open_spans)
+    scheduler.journal.subscribe(tracing.note_step)
+    return tracing
+
+
+def _traced(tracing: EngineTracing) -> dict[str, Any]:
+    """Of the engine's counters; see `tracing.engine_metrics`."""
+    return {"spans": tracing.num_spans, METRICS: msgspec.to_builtins(tracing.families())}
 
 
 def backend_of(config: BraidConfig) -> Backend:
@@ -221,7 +248,7 @@ def _stats(
     arena: Arena,
     pages: KVPages,
     prefix_cache: PrefixCache,
-    spans: RecentSpans,
+    tracing: EngineTracing,
 ) -> Callable[[], Mapping[str, Any]]:
     def read() -> dict[str, Any]:
         return {
@@ -235,8 +262,7 @@ def _stats(
                 "slabs": pages.num_slabs,
                 "page_bytes": pages.page_bytes,
             },
-            "spans": spans.num_exported,
-        }
+        } | _traced(tracing)
 
     return read
 

@@ -20,12 +20,11 @@ from typing import Any
 from braid.benchmarks import machine
 from braid.config import BraidConfig
 from braid.factory import build_engine
-from braid.llm_core.engine.engine import Engine
+from braid.llm_core.engine.engine import Engine, open_no_trace
 from braid.llm_core.engine.messages import Failed, Finished, GenerateRequest, SamplingParams
 from braid.tests.tracing.stage import Step
 from braid.tracing.measurements import Measurements
 from braid.tracing.recorder import Recorder
-from braid.tracing.request_trace import NULL_TRACE
 from braid.tracing.trace_builder import TraceBuilder
 from braid.tracing.trace_store import TraceStore
 from braid.tracing.tracer import Tracer
@@ -77,7 +76,7 @@ def _round(
     pair: int,
 ) -> float:
     if not is_on:
-        engine._open_trace = lambda request_id, traceparent: NULL_TRACE
+        engine._open_trace = open_no_trace
         return tokens_per_second(engine, num_chats, num_tokens, f"off-{pair}")
     tracer = Tracer(store.add, measure=measurements.take)
     engine._open_trace = tracer.open

@@ -285,5 +285,8 @@ def _request(delivery: Delivery, request_class: RequestClass | None) -> WorkRequ
     is_picture = delivery.job.has_video and delivery.job.num_frames == 1
     usual = RequestClass.STANDARD if is_picture else RequestClass.BATCH
     return WorkRequest(
-        id=uuid.uuid4().hex, work=delivery, request_class=usual if request_class is None else request_class
+        id=uuid.uuid4().hex,
+        work=delivery,
+        request_class=usual if request_class is None else request_class,
+        attributes=delivery.job.trace_attributes,
     )

@@ -15,6 +15,7 @@ from braid.diffusion.operations import Waveform
 from braid.diffusion.params import GenerationParams
 from braid.diffusion.positions import VideoGrid
 from braid.lora.adapter import AdapterUse
+from braid.tracing.request_trace import AttributeValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,12 @@ class Job:
     def num_audio_tokens(self) -> int:
         """As many as the film is long."""
         return self.geometry.audio.num_latents(self.num_frames, self.frame_rate)
+
+    @property
+    def trace_attributes(self) -> dict[str, AttributeValue]:
+        """What the trace of a request for it says from the start."""
+        size = f"{self.width}x{self.height}"
+        return {"size": size, "frames": self.num_frames, "seed": self.seed, "pipeline": self.pipeline}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from braid.tracing.measurements import Measurements
 from braid.tracing.metric_families import Family
 from braid.tracing.otel_export import export_from
+from braid.tracing.otel_metrics import metric_push_from
 from braid.tracing.request_trace import AttributeValue, RequestTrace
 from braid.tracing.sampling import sampling_from
 from braid.tracing.span import Span, SpansEnded
@@ -35,6 +36,7 @@ class EngineTracing:
         self._keep = keep
         self._measurements = Measurements()
         self._export = export_from(environment)
+        self._push = metric_push_from(environment, self.families)
         self.num_spans = 0
         """Given away so far."""
         self._tracer = Tracer(
@@ -68,6 +70,8 @@ class EngineTracing:
     def close(self) -> None:
         """End all traces, and send what is not sent yet."""
         self._tracer.close()
+        if self._push is not None:
+            self._push.close()
         if self._export is not None:
             self._export.close()
 

@@ -324,6 +324,7 @@ class JobRunner:
             request_class=RequestClass.STANDARD if run.media.kind == "image" else RequestClass.BATCH,
             tenant=run.lease.job.owner,
             traceparent=_traceparent(run.lease.job),
+            attributes=job.trace_attributes,
         )
         self._engine.submit(request, lambda event: self._inbox.put(partial(self._hear, run, event)))
 

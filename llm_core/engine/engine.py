@@ -7,8 +7,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,8 +20,9 @@ from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.handle import OnEvent, Submission
 from braid.llm_core.engine.intake import Intake
 from braid.llm_core.engine.messages import EncodeRequest, EngineReady, GenerateRequest, Stats, StatsRequest
+from braid.llm_core.engine.trace_attributes import REQUEST, class_attributes, describe
 from braid.llm_core.scheduler.loop import Scheduler
-from braid.tracing.request_trace import NULL_TRACE, RequestTrace
+from braid.tracing.request_trace import NULL_TRACE, AttributeValue, RequestTrace
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +40,25 @@ class WorkRequest:
     deadline_s: float | None = None
     """Seconds from submission."""
     traceparent: str | None = None
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    """Of its trace."""
 
 
-OpenTrace = Callable[[str, str | None], RequestTrace]
-"""(request id, traceparent) -> the trace of a new request"""
+class OpenTrace(Protocol):
+    """Begins the trace of a new request."""
+
+    def __call__(
+        self, request_id: str, traceparent: str | None, *, name: str, attributes: Mapping[str, AttributeValue]
+    ) -> RequestTrace:
+        """See `tracing.recorder.Recorder.open`."""
+        ...
+
+
+def open_no_trace(
+    request_id: str, traceparent: str | None, *, name: str, attributes: Mapping[str, AttributeValue]
+) -> RequestTrace:
+    """For an engine that nobody watches."""
+    return NULL_TRACE
 
 
 class Engine:
@@ -67,7 +83,7 @@ class Engine:
         intake: Intake | None,
         stats: Callable[[], Mapping[str, Any]],
         release: Callable[[], None],
-        open_trace: OpenTrace | None = None,
+        open_trace: OpenTrace = open_no_trace,
         on_crash: Callable[[], None] = lambda: None,
         parts: Any = None,
     ) -> None:
@@ -77,7 +93,7 @@ class Engine:
         self._intake = intake
         self._stats = stats
         self._releases = [release]
-        self._open_trace = open_trace or (lambda request_id, traceparent: NULL_TRACE)
+        self._open_trace = open_trace
         self._on_crash = on_crash
         self._closing = threading.Lock()
         self._is_closed = False
@@ -122,7 +138,8 @@ class Engine:
         if isinstance(request, StatsRequest):
             on_event(Stats(request.id, dict(self._stats())))
             return
-        trace = self._open_trace(request.id, request.traceparent)
+        name, attributes = self._described(request)
+        trace = self._open_trace(request.id, request.traceparent, name=name, attributes=attributes)
         trace.phase("queue")
         try:
             work = self._request(request, on_event, trace)
@@ -132,6 +149,15 @@ class Engine:
             on_event(failed(request.id, problem))
             return
         self._scheduler.submit(work)
+
+    def _described(
+        self, request: GenerateRequest | EncodeRequest | WorkRequest
+    ) -> tuple[str, Mapping[str, AttributeValue]]:
+        """The name and the attributes of its trace."""
+        if isinstance(request, WorkRequest):
+            return REQUEST, {**class_attributes(request), **request.attributes}
+        models = self._ready.models
+        return describe(request, request.model or (models[0]["id"] if models else ""))
 
     def _request(
         self, request: GenerateRequest | EncodeRequest | WorkRequest, on_event: OnEvent, trace: RequestTrace

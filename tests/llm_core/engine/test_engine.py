@@ -12,9 +12,9 @@ import pytest
 
 from braid.errors import BraidError, InvalidRequest
 from braid.llm_core.core import Offer, Request, StepResult
-from braid.llm_core.engine.engine import Engine
+from braid.llm_core.engine.engine import Engine, WorkRequest
 from braid.llm_core.engine.failure import failed
-from braid.llm_core.engine.messages import EngineReady, Failed, GenerateRequest
+from braid.llm_core.engine.messages import EngineReady, Failed, GenerateRequest, SamplingParams
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.tracing.request_trace import AttributeValue
 
@@ -74,6 +74,7 @@ class Rig:
         self.workload = SilentWorkload()
         self.crashed = threading.Event()
         self.traces: dict[str, ListedTrace] = {}
+        self.opened: dict[str, tuple[str, Mapping[str, AttributeValue]]] = {}
         self.releases: list[bool] = []
         self.engine = Engine(
             Scheduler([self.workload], **scheduling),
@@ -82,8 +83,14 @@ class Rig:
             stats=dict,
             release=lambda: self.releases.append(True),
             on_crash=self.crashed.set,
-            open_trace=lambda request_id, traceparent: self.traces.setdefault(request_id, ListedTrace()),
+            open_trace=self.open_trace,
         )
+
+    def open_trace(
+        self, request_id: str, traceparent: str | None, *, name: str, attributes: Mapping[str, AttributeValue]
+    ) -> Any:
+        self.opened[request_id] = name, attributes
+        return self.traces.setdefault(request_id, ListedTrace())
 
     def submit(self, request_id: str, prompt: str = "x", **fields: Any) -> queue.SimpleQueue[Any]:
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -152,6 +159,24 @@ def test_an_id_that_is_in_use_is_refused_and_the_first_request_goes_on(make: Cal
     assert first.empty()
     rig.engine.cancel("a")
     assert first.get(timeout=10).code == "request_cancelled"
+
+
+def test_a_trace_says_from_the_start_what_was_asked(make: Callable[..., Rig]) -> None:
+    rig = make()
+    sampling = SamplingParams(temperature=0.5, seed=3)
+    rig.submit("a", sampling=sampling, deadline_s=5.0, request_class=2)
+    name, said = rig.opened["a"]
+    assert name == "text_completion m"
+    assert said == {
+        "gen_ai.operation.name": "text_completion", "gen_ai.request.model": "m", "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.seed": 3, "request_class": "batch", "deadline_s": 5.0,
+    }  # fmt: skip
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    rig.engine.submit(GenerateRequest(id="b", messages=[{"role": "user", "content": "x"}], model="z"), events.put)
+    name, said = rig.opened["b"]
+    assert (name, said["gen_ai.operation.name"], said["gen_ai.request.model"]) == ("chat z", "chat", "z")
+    rig.engine.submit(WorkRequest(id="c", work=None, request_class=9, attributes={"size": "64x64"}), events.put)
+    assert rig.opened["c"] == ("request", {"request_class": "9", "size": "64x64"})
 
 
 def test_a_deadline_is_counted_from_submission(make: Callable[..., Rig]) -> None:
