@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,7 @@ from braid.diffusion.generator import DiffGenerator as DiffusionFace
 from braid.diffusion.model_facts import ModelFacts
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint, open_ltx2
 from braid.diffusion.models.ltx2.parts import Part
+from braid.diffusion.models.ltx2.presets import Preset
 from braid.diffusion.models.ltx2.text_encoder import TextEncoderSpec
 from braid.diffusion.params import AdapterChoice, GenerationParams
 from braid.diffusion.pipelines.choice import PIPELINES, PipelineChoice
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 WITHOUT_LANGUAGE = "none"
 """In the place of a language model's name: prompts are then given as embeds."""
 DEFAULT_LANGUAGE = "smollm2"
-_DEFAULTS = ("height", "width", "num_frames", "frame_rate", "num_inference_steps")
+_DEFAULTS = ("height", "width", "num_frames", "frame_rate", "num_inference_steps", "negative_prompt")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
@@ -208,7 +209,7 @@ def describe_generation(model: Diffusion) -> dict[str, Any]:
             "size_multiple": facts.geometry.size_multiple(is_two_stage=choice.num_stages > 1),
             "needs": [need for need in ("video", "waveform", "images", "window") if getattr(choice, f"needs_{need}")],
             "makes_video": choice.makes_video,
-            "defaults": {key: getattr(facts.presets[name], key) for key in _DEFAULTS},
+            "defaults": _defaults(facts.presets[name]),
         }
         for name, choice in PIPELINES.items()
         if _is_there(choice, name, facts)
@@ -218,9 +219,16 @@ def describe_generation(model: Diffusion) -> dict[str, Any]:
         "frame_multiple": facts.geometry.video.time_factor,
         "pipelines": pipelines,
         "samplers": list(SAMPLERS),
-        "adapters": [adapter.name for adapter in model.adapters],
+        "adapters": [adapter.name for adapter in model.adapters if adapter.name != facts.distilled_adapter],
         "has_audio": facts.has_audio,
     }
+
+
+def _defaults(preset: Preset) -> dict[str, Any]:
+    """What a pipeline does where nothing is said, as it would be said."""
+    guidance = {"video": preset.guidance.video, "audio": preset.guidance.audio}
+    streams = {name: asdict(stream) for name, stream in guidance.items() if stream is not None}
+    return {key: getattr(preset, key) for key in _DEFAULTS} | {"guidance": streams}
 
 
 def _is_there(choice: PipelineChoice, name: str, facts: ModelFacts) -> bool:

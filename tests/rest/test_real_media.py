@@ -166,7 +166,14 @@ def test_a_film_is_cancelled_while_chat_goes_on(http: httpx.Client) -> None:
 def test_the_model_tells_what_it_can_do(http: httpx.Client) -> None:
     cards = http.get("/v1/models").json()["data"]
     film = next(card for card in cards if "video" in card["capabilities"])
-    assert {"one_stage", "two_stage_hq", "extend"} <= {one["name"] for one in film["generation"]["pipelines"]}
+    pipelines = {one["name"]: one for one in film["generation"]["pipelines"]}
+    assert {"one_stage", "two_stage_hq", "extend"} <= pipelines.keys()
+    defaults = pipelines["one_stage"]["defaults"]
+    assert defaults["guidance"]["video"]["guidance_scale"] > 1
+    assert defaults["negative_prompt"]
+    assert film["generation"]["adapters"] == []  # the distilled one is not for people to choose
+    job = made(http, "/v1/videos", **{**defaults, "num_inference_steps": 1, "num_frames": 9, "pipeline": "one_stage"})
+    assert job["params"]["guidance"]["video"]["guidance_scale"] == defaults["guidance"]["video"]["guidance_scale"]
 
 
 def test_http_imports_nothing_heavy() -> None:
