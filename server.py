@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from braid.rest.wire_messages import MediaEngine
 
 logger = logging.getLogger("braid.server")
+
+JOB_DATABASE_VARIABLE = "BRAID_ENGINE_JOB_DATABASE"
+"""How an engine child gets the job database's URL, which may have a password in it."""
 
 EXIT_CRASHED = 4
 """Exit code of an engine child whose loop failed."""
@@ -102,7 +105,8 @@ def serve(
     started = time.monotonic()
     command = engine_command or child_command(config)
     with bind(listen) as sock:
-        children = Children(command, first=start_child(command, 1))
+        environment = child_environment(config)
+        children = Children(command, environment, first=start_child(command, 1, environment=environment))
         with _runner() as runner:
             runner.run(_serve(config, listen, access, sock, children, started))
     return 0
@@ -113,17 +117,23 @@ class Children:
     """How engines are spawned, and the one that already is."""
 
     command: Sequence[str]
+    environment: Mapping[str, str]
     first: ChildProcess
 
     def start(self, generation: int) -> ChildProcess:
         """Spawn one more."""
-        return start_child(self.command, generation)
+        return start_child(self.command, generation, environment=self.environment)
 
 
 def child_command(config: ServeConfig) -> list[str]:
-    """How to spawn an engine. `-P`: the working directory is not searched for modules."""
-    settings = msgspec.json.encode(config).decode()
+    """How to spawn an engine, with `child_environment`. `-P`: the working directory is not searched for modules."""
+    settings = msgspec.json.encode(msgspec.structs.replace(config, job_database=None)).decode()
     return [sys.executable, "-P", "-m", "braid.server", "--engine-child", "--config", settings]
+
+
+def child_environment(config: ServeConfig) -> dict[str, str]:
+    """What an engine must know and nobody else: other users can read a process's arguments."""
+    return {} if config.job_database is None else {JOB_DATABASE_VARIABLE: config.job_database}
 
 
 def is_loopback(host: str) -> bool:
@@ -332,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     config = msgspec.json.decode(arguments.config, type=ServeConfig)
+    config = msgspec.structs.replace(config, job_database=os.environ.pop(JOB_DATABASE_VARIABLE, None))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
     def build(tell: Tell) -> MediaEngine:

@@ -13,14 +13,18 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from braid.rest.child import TOKEN_VARIABLE
+from braid.rest.keys import VARIABLE as KEYS_VARIABLE
+from braid.rest.webhook_secret import VARIABLE as SECRET_VARIABLE
 
 CONNECT_TIMEOUT_S = 30.0
 NUM_TOKEN_BYTES = 32
+HTTP_ONLY = frozenset({KEYS_VARIABLE, SECRET_VARIABLE})
+"""Variables that a child does not inherit: it neither asks for keys nor signs."""
 
 
 @dataclass(slots=True)
@@ -52,36 +56,45 @@ class ChildProcess:
         shutil.rmtree(self.files, ignore_errors=True)
 
 
-def start_child(command: Sequence[str], generation: int, *, use_tcp: bool | None = None) -> ChildProcess:
+def start_child(
+    command: Sequence[str],
+    generation: int,
+    *,
+    use_tcp: bool | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> ChildProcess:
     """Spawn a child; the socket's address, our id, the generation and a folder are appended to the command.
 
     Args:
         use_tcp: a loopback connection with a token instead of a Unix socket pair; None is where there is no such pair.
+        environment: more variables. What is secret goes here: other users can read a process's arguments.
     """
     use_tcp = not hasattr(socket, "AF_UNIX") if use_tcp is None else use_tcp
     files = Path(tempfile.gettempdir(), f"braid-engine-{secrets.token_hex(16)}")
     command = [*command, "--parent", str(os.getpid()), "--generation", str(generation), "--files", str(files)]
-    return (_start_tcp if use_tcp else _start_pair)(command, generation, files)
+    inherited = {name: value for name, value in os.environ.items() if name not in HTTP_ONLY}
+    variables = inherited | dict(environment or {})
+    return (_start_tcp if use_tcp else _start_pair)(command, variables, generation, files)
 
 
-def _start_pair(command: Sequence[str], generation: int, files: Path) -> ChildProcess:
+def _start_pair(command: Sequence[str], variables: dict[str, str], generation: int, files: Path) -> ChildProcess:
     ours, theirs = socket.socketpair()
     with theirs:
         address = f"fd:{theirs.fileno()}"
         process = subprocess.Popen(
-            [*command, "--socket", address], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+            [*command, "--socket", address], env=variables, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
         )
     ours.setblocking(False)
     return ChildProcess(process, generation, files, sock=ours)
 
 
-def _start_tcp(command: Sequence[str], generation: int, files: Path) -> ChildProcess:
+def _start_tcp(command: Sequence[str], variables: dict[str, str], generation: int, files: Path) -> ChildProcess:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     token = secrets.token_bytes(NUM_TOKEN_BYTES)
     process = subprocess.Popen(
         [*command, "--socket", f"tcp:{listener.getsockname()[1]}"],
-        env={**os.environ, TOKEN_VARIABLE: token.hex()},
+        env=variables | {TOKEN_VARIABLE: token.hex()},
         stdin=subprocess.DEVNULL,
     )
     return ChildProcess(process, generation, files, listener=listener, token=token)

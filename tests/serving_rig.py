@@ -18,7 +18,7 @@ from braid.llm_core.engine.messages import EngineReady
 from braid.rest.child_process import ChildProcess, start_child
 from braid.rest.remote import RemoteEngine
 from braid.rest.wire_messages import LAST_EVENTS
-from braid.server import child_command
+from braid.server import child_command, child_environment
 from braid.tests.diffusion.film_files import write_film_files
 
 TIMEOUT_S = 120.0
@@ -51,7 +51,9 @@ class EngineProcess:
     async def start(self) -> EngineReady:
         """Gives what is loaded once there is a video model."""
         self.generation += 1
-        self.child = start_child(child_command(self.config), self.generation)
+        self.child = start_child(
+            child_command(self.config), self.generation, environment=child_environment(self.config)
+        )
         self.engine = await RemoteEngine.connect(await self.child.connect())
         self.engine.on_job_event = self.told.append
         await asyncio.wait_for(self.engine.wait_ready(), TIMEOUT_S)

@@ -22,7 +22,17 @@ import pytest
 from braid.benchmarks.http_chat import free_port
 from braid.config import BraidConfig, ServeConfig
 from braid.errors import InvalidRequest
-from braid.server import CannotListen, Listen, bind, child_command, serve
+from braid.rest.child_process import start_child
+from braid.server import (
+    JOB_DATABASE_VARIABLE,
+    CannotListen,
+    Listen,
+    bind,
+    child_command,
+    child_environment,
+    main,
+    serve,
+)
 
 CHILD = [sys.executable, str(Path(__file__).parent / "rest" / "scripted_child.py")]
 SERVE = """
@@ -229,6 +239,38 @@ def test_the_child_gets_the_whole_config() -> None:
         "context_length": None,
         "dtype": None,
     }
+
+
+def test_passwords_and_secrets_are_not_in_a_childs_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAID_WEBHOOK_SECRET", "not-for-engines")
+    monkeypatch.setenv("BRAID_API_KEYS", "not-for-engines")
+    config = ServeConfig(job_database="postgresql://ann:hunter2@db/jobs", data_dir="/data")
+    command, environment = child_command(config), child_environment(config)
+    assert "hunter2" not in " ".join(command)
+    for use_tcp in (False, True):
+        child = start_child([*CHILD, "--slow-start", "60"], 1, use_tcp=use_tcp, environment=environment)
+        try:
+            variables = until(lambda pid=child.process.pid: psutil.Process(pid).environ())
+            assert variables[JOB_DATABASE_VARIABLE] == config.job_database
+            assert "not-for-engines" not in variables.values()
+        finally:
+            child.process.kill()
+            child.process.wait()
+            for end in (child.sock, child.listener):
+                if end is not None:
+                    end.close()
+
+
+def test_the_engine_opens_the_database_that_its_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[ServeConfig] = []
+    monkeypatch.setattr("braid.serving.build_serving", lambda config, tell, on_crash: served.append(config))
+    monkeypatch.setattr("braid.rest.child.run_child", lambda arguments, build: build(None) or 0)
+    config = ServeConfig(job_database="postgresql://ann:hunter2@db/jobs")
+    monkeypatch.setenv(JOB_DATABASE_VARIABLE, child_environment(config)[JOB_DATABASE_VARIABLE])
+    link = ["--socket", "fd:0", "--parent", "1", "--generation", "1", "--files", "/nowhere"]
+    assert main([*child_command(config)[4:], *link]) == 0
+    assert served == [config]
+    assert JOB_DATABASE_VARIABLE not in os.environ
 
 
 def test_the_http_process_imports_neither_torch_nor_transformers() -> None:
