@@ -184,17 +184,20 @@ async def _serve(
     started: float,
 ) -> None:
     from braid.rest.app import create_app
+    from braid.rest.http_traces import HttpTraces
     from braid.rest.supervisor import Supervisor
 
     greet = _greeting(_url(listen.host, sock.getsockname()[1]), started)
     name = config.video.model if config.video is not None else config.engine.model
-    supervisor = Supervisor(children.start, name=name, first=children.first, on_ready=greet)
+    traces = HttpTraces(os.environ)
+    supervisor = Supervisor(children.start, name=name, first=children.first, on_ready=greet, on_spans=traces.take)
     async with _job_desk(config, supervisor, access) as desk, _webhooks(desk, access) as webhooks:
         app = create_app(
             supervisor,
             desk=desk,
             access=access,
             remote_files=_remote_files(access),
+            traces=traces,
             webhooks=webhooks,
             max_upload_bytes=config.max_upload_bytes,
         )
@@ -205,7 +208,10 @@ async def _serve(
             await server.serve(sockets=[sock])
         finally:
             supervisor.close()
-            await supervising
+            try:
+                await supervising
+            finally:
+                await asyncio.to_thread(traces.close)
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,13 +14,15 @@ import msgspec
 from braid.config import ServeConfig
 from braid.diffusion.jobs.messages import Activity, ActivityRequest, Nudge, ResolveMedia
 from braid.errors import NotReady
-from braid.factory import build_engine
+from braid.factory import KeepSpans, build_engine
 from braid.job_storage import open_jobs
 from braid.llm_core.core import JournalEntry
 from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.wire_messages import OwnEvent, WireSubmission
+from braid.tracing.engine_tracing import told
+from braid.tracing.span import Span
 
 if TYPE_CHECKING:
     from braid.diffusion.jobs.runner import JobRunner
@@ -38,20 +41,20 @@ def build_serving(config: ServeConfig, tell: Tell, *, on_crash: Callable[[], Non
     """Load the language model and serve it; a video model follows on a thread of its own.
 
     Args:
-        tell: given what happens to jobs, and what more was loaded; from any thread.
+        tell: given what happens to jobs, what more was loaded, and spans; from any thread.
         on_crash: called if the engine's loop fails, or if another process does the work of this one.
     Raises:
         BraidError: the language model cannot be loaded; of the video model, what its headers tell.
     """
     if config.video is None:
-        return Serving(build_engine(config.engine, on_crash=on_crash))
+        return Serving(build_engine(config.engine, on_crash=on_crash, keep_spans=_sent(tell)))
     from braid.video_factory import check_language, language_of, open_video
 
     checkpoint = open_video(config.video)
     engine_config = config.engine
     if config.takes_language_of_video:
         engine_config = msgspec.structs.replace(engine_config, model=language_of(checkpoint))
-    engine = build_engine(engine_config, on_crash=on_crash)
+    engine = build_engine(engine_config, on_crash=on_crash, keep_spans=_sent(tell), open_spans=_open_spans(config))
     try:
         check_language(checkpoint, engine.parts.language)
     except BaseException:
@@ -167,6 +170,26 @@ def _with_jobs(
         runner.close()
         raise
     return runner
+
+
+def _sent(tell: Tell) -> KeepSpans:
+    """Spans go to HTTP, which keeps them."""
+
+    def keep(spans: list[Span]) -> None:
+        for event in told(spans):
+            tell(event)
+
+    return keep
+
+
+def _open_spans(config: ServeConfig) -> Path:
+    """Where this seat's engine notes what is under way, for its successor."""
+    from braid.diffusion.jobs.durable import make_folder
+
+    assert config.data_dir is not None
+    folder = Path(config.data_dir) / "seats"
+    make_folder(folder)
+    return folder / f"{config.seat('engine')}.spans"
 
 
 def _facts(engine: Engine, loaded: LoadedVideo) -> dict[str, Any]:

@@ -17,15 +17,19 @@ from starlette.routing import BaseRoute, Route
 
 from braid.errors import BraidError
 from braid.rest import page as web_page
+from braid.rest import timeline
 from braid.rest.access import Access
 from braid.rest.body import UnknownFields
 from braid.rest.errors import error_response, from_router
+from braid.rest.http_traces import HttpTraces
 from braid.rest.identity import IdentifyRequests
 from braid.rest.jobs import JobDesk
+from braid.rest.metrics import HttpMetrics
 from braid.rest.openapi import openapi
 from braid.rest.operations import OPERATIONS, Endpoint
 from braid.rest.protection import protect
 from braid.rest.remote_files import RemoteFiles
+from braid.rest.traces import TraceRequests
 from braid.rest.webhooks import Webhooks
 from braid.rest.wire_messages import MediaEngine
 
@@ -42,6 +46,7 @@ def create_app(
     access: Access | None = None,
     remote_files: RemoteFiles | None = None,
     webhooks: Webhooks | None = None,
+    traces: HttpTraces | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES,
 ) -> FastAPI:
@@ -52,6 +57,7 @@ def create_app(
         access: who may ask; None asks nobody for a key, and serves known hosts and our own page only.
         remote_files: gets what requests name by URL; None refuses that.
         webhooks: tell the ends of jobs; None refuses requests for that.
+        traces: where spans are kept; None keeps those of HTTP.
         max_body_bytes: of a request for text.
         max_upload_bytes: of a request for media, with all its files.
     """
@@ -63,7 +69,13 @@ def create_app(
         exception_handlers={BraidError: _braid_error, HTTPException: _router_error},
     )
     protect(app, access or Access())
+    traces, metrics = traces or HttpTraces({}), HttpMetrics()
+    app.add_middleware(
+        TraceRequests, give_away=traces.give_away, responded=metrics.responded, sampling=traces.sampling
+    )
     app.add_middleware(IdentifyRequests)
+    app.state.traces = traces.store
+    app.state.metrics = metrics
     app.state.engine = engine
     app.state.desk = desk
     app.state.remote_files = remote_files or RemoteFiles()
@@ -72,6 +84,7 @@ def create_app(
     app.state.max_upload_bytes = max_upload_bytes
     app.state.unknown_fields = UnknownFields()
     app.state.page = web_page.WebPage()
+    app.state.timeline_page = web_page.WebPage(timeline.FOLDER)
     app.state.created = int(time.time())
     return app
 
@@ -81,6 +94,9 @@ def _routes() -> list[BaseRoute]:
     endpoints: dict[str, dict[str, tuple[str, Endpoint]]] = {
         "/": {"GET": ("page", web_page.index)},
         "/page/{version}/{path:path}": {"GET": ("page_file", web_page.page_file)},
+        "/timeline": {"GET": ("timeline_page", timeline.timeline_page)},
+        "/trace/{id}": {"GET": ("trace_page", timeline.timeline_page)},
+        "/timeline/files/{version}/{path:path}": {"GET": ("timeline_file", timeline.timeline_file)},
         "/openapi.json": {"GET": ("openapi", openapi)},
     }
     for operation in OPERATIONS:

@@ -13,12 +13,13 @@ from braid.errors import BraidError
 from braid.rest.errors import error_response
 from braid.rest.keys import ApiKey, ApiKeys, Role
 
-OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})
-"""Without a key: whether the process lives, and the page, which asks for the key itself."""
-OPEN_FOLDERS = ("/page/",)
-"""The page's own files. They are the same for everybody."""
-ADMIN_PATHS = frozenset({"/stats", "/metrics"})
-ADMIN_FOLDERS = ("/admin/", "/v1/admin/")
+OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico", "/timeline"})
+"""Without a key: whether the process lives, and the pages, which ask for the key themselves."""
+OPEN_FOLDERS = ("/page/", "/timeline/files/", "/trace/")
+"""The pages' own files. They are the same for everybody."""
+ADMIN_PATHS = frozenset({"/stats", "/metrics", "/v1/traces", "/v1/timeline"})
+"""What concerns everybody's requests."""
+ADMIN_FOLDERS = ("/admin/", "/v1/admin/", "/v1/traces/")
 
 
 class MissingApiKey(BraidError):

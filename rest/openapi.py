@@ -21,6 +21,7 @@ TITLE = "Braid"
 VERSION = "1"
 """Of the contract under /v1."""
 _REF = "#/components/schemas/{name}"
+_BYTES: Schema = {"type": "string", "format": "binary"}
 
 ERRORS = {
     400: "a field is missing, unknown, or holds what cannot be right; `param` names it",
@@ -75,6 +76,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "parameters": [*_path_parameters(operation), *map(_query_parameter, operation.query), *_headers(operation)],
         "responses": _responses(operation),
     }
+    if operation.takes_bytes:
+        content = {kind: {"schema": _BYTES} for kind in operation.body_types}
+        described["requestBody"] = {"required": True, "content": content}
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _body(operation)}
     return described
@@ -161,7 +165,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 def _given(operation: Operation, media_type: str) -> Schema:
     if media_type != JSON:
-        return {"type": "string"} if media_type == "text/event-stream" else {"type": "string", "format": "binary"}
+        return {"type": "string"} if media_type.startswith("text/") else _BYTES
     return {"type": "object"} if operation.gives == "object" else {"$ref": _REF.format(name=operation.gives)}
 
 
@@ -169,6 +173,8 @@ def _error_statuses(operation: Operation) -> list[int]:
     statuses = {401, 403, 500}
     if operation.body is not None:
         statuses |= {400, 404, 413, 415, 429, 503}
+    if operation.takes_bytes:
+        statuses |= {400, 413, 415}
     if isinstance(operation.body, tuple):
         statuses |= {409, 507}
     if operation.query or operation.is_job:

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.rest import activity, audio, health, images, models, videos
+from braid.rest import activity, audio, health, images, metrics, models, timeline, traces, videos
 from braid.rest.chat import ChatBody, chat_completions
 from braid.rest.completions import CompletionBody, completions
 from braid.rest.job_routes import EVENTS_QUERY, LIST_QUERY, JobRoutes, content_query
@@ -42,6 +42,8 @@ class Operation:
     """Unique."""
     body: Table | type[msgspec.Struct] | None = None
     body_types: tuple[str, ...] = (JSON,)
+    takes_bytes: bool = False
+    """The body is of the one type of `body_types`, and described elsewhere."""
     query: Table = ()
     gives: str = "object"
     """The name of a schema of the document."""
@@ -135,6 +137,22 @@ OPERATIONS: tuple[Operation, ...] = (
         gives="Activity", makes_work=True, summary="What the device did in the last seconds",
     ),
     Operation(
+        method="GET", path="/v1/timeline", endpoint=timeline.timeline, name="timeline", query=timeline.QUERY,
+        makes_work=True, summary="Every step of the device in the last minutes",
+    ),
+    Operation(
+        method="GET", path="/v1/traces", endpoint=traces.list_traces, name="list_traces", query=traces.LIST_QUERY,
+        summary="The newest traces",
+    ),
+    Operation(
+        method="POST", path="/v1/traces", endpoint=traces.collect, name="collect_traces", takes_bytes=True,
+        body_types=(traces.PROTOBUF,), media_types=(traces.PROTOBUF,), summary="Spans of other programs, by OTLP",
+    ),
+    Operation(
+        method="GET", path="/v1/traces/{id}", endpoint=traces.get_trace, name="get_trace", query=traces.ONE_QUERY,
+        summary="One trace, by its id or that of a request or job in it",
+    ),
+    Operation(
         method="GET", path="/v1/models", endpoint=models.list_models, name="list_models", gives="ModelList",
         makes_work=True, summary="The models, and what each can do",
     ),
@@ -152,5 +170,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         method="GET", path="/stats", endpoint=health.stats, name="stats", makes_work=True,
         summary="The engine's counters",
+    ),
+    Operation(
+        method="GET", path="/metrics", endpoint=metrics.metrics, name="metrics", media_types=("text/plain",),
+        summary="Metrics, as Prometheus reads them",
     ),
 )  # fmt: skip

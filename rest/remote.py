@@ -22,7 +22,8 @@ from braid.llm_core.engine.messages import CancelRequest, Encoded, EngineReady, 
 from braid.rest.errors import BodyTooLarge
 from braid.rest.frames import FrameReader, ProtocolError, frame
 from braid.rest.result_files import discard_result
-from braid.rest.wire_messages import LAST_EVENTS, OnJobEvent, WireEvent, WireMessage, WireSubmission
+from braid.rest.wire_messages import LAST_EVENTS, OnJobEvent, OnSpans, WireEvent, WireMessage, WireSubmission
+from braid.tracing.span import SpansEnded
 
 logger = logging.getLogger("braid.rest")
 
@@ -33,12 +34,14 @@ MAX_UNSENT_BYTES = 64 << 20
 class RemoteEngine(asyncio.Protocol):
     """The engine at the other end of a socket. Make one with `connect`.
 
-    On the event loop, `on_ready` is called with each later `EngineReady`, `on_job_event` with what is told of jobs.
+    On the event loop, `on_ready` is called with each later `EngineReady`, `on_job_event` with what is told of jobs,
+    `on_spans` with spans that have ended.
     """
 
     def __init__(self) -> None:
         self.on_ready: Callable[[EngineReady], None] = lambda ready: None
         self.on_job_event: OnJobEvent = lambda event: None
+        self.on_spans: OnSpans = lambda event: None
         self._ready: EngineReady | None = None
         loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[EngineReady] = loop.create_future()
@@ -163,6 +166,8 @@ class RemoteEngine(asyncio.Protocol):
             self._take_ready(event)
         elif isinstance(event, JobProgress | JobEnded):
             self.on_job_event(event)
+        elif isinstance(event, SpansEnded):
+            self.on_spans(event)
         elif isinstance(event, Failed) and not event.request_id:
             self._loaded.set_exception(RequestFailed(event))
             self._loaded.exception()

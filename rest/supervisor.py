@@ -18,7 +18,7 @@ from braid.llm_core.engine.failure import RequestFailed, failed
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.child_process import ChildProcess
 from braid.rest.remote import RemoteEngine
-from braid.rest.wire_messages import OnJobEvent, WireSubmission
+from braid.rest.wire_messages import OnJobEvent, OnSpans, WireSubmission
 
 logger = logging.getLogger("braid.rest")
 
@@ -54,6 +54,7 @@ class Supervisor:
         first: the first engine's process, where it was started before the event loop.
         on_ready: called each time an engine has loaded, and when it has loaded more.
         on_job_event: told how far jobs are.
+        on_spans: given the spans of engines.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Supervisor:
         first: ChildProcess | None = None,
         on_ready: Callable[[EngineReady], None] = lambda ready: None,
         on_job_event: OnJobEvent = lambda event: None,
+        on_spans: OnSpans = lambda event: None,
         restarts: Restarts | None = None,
     ) -> None:
         self._start_child = start_child
@@ -71,6 +73,7 @@ class Supervisor:
         self._first = first
         self.on_ready = on_ready
         self.on_job_event = on_job_event
+        self._on_spans = on_spans
         self._restarts = restarts or Restarts()
         self._generation = first.generation - 1 if first else 0
         self._engine: RemoteEngine | None = None
@@ -157,6 +160,7 @@ class Supervisor:
         try:
             remote = await RemoteEngine.connect(await child.connect())
             remote.on_ready, remote.on_job_event = self._tell_ready, self._tell_job
+            remote.on_spans = self._on_spans
             ready = await remote.wait_ready()
             since = loop.time()
             self._engine, self._was_ready = remote, True

@@ -15,12 +15,18 @@ from starlette.responses import Response
 from braid.diffusion.jobs.messages import Activity, ActivityRequest
 from braid.errors import InvalidRequest
 from braid.rest.ask import ask
+from braid.rest.field_kinds import NUMBER, choice, ranged
 from braid.rest.health import ANSWER_TIMEOUT_S
+from braid.rest.media_fields import Field, Table
 from braid.rest.page import ASK_EACH_TIME, FOR_EVER, PAGE_HEADERS, PageFile, WebPage, answer_file
 from braid.tracing.chrome_trace import chrome_steps
 
 FOLDER = Path(__file__).parent / "timeline_page"
 MAX_SECONDS = 300.0
+QUERY: Table = (
+    Field("seconds", ranged(NUMBER, 0, MAX_SECONDS), "how far back; 60 if left out"),
+    Field("format", choice("chrome"), "`chrome` for Perfetto"),
+)
 
 
 async def timeline_page(request: Request) -> Response:

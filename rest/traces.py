@@ -17,6 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from braid.errors import BraidError, InvalidRequest
+from braid.rest.field_kinds import INTEGER, choice, ranged
+from braid.rest.media_fields import Field, Table
 from braid.tracing.chrome_trace import chrome_trace
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import AttributeValue, Span
@@ -29,6 +31,8 @@ PROTOBUF = "application/x-protobuf"
 MAX_BODY_BYTES = 4 << 20
 MAX_UNZIPPED_BYTES = 16 << 20
 MAX_LISTED = 500
+LIST_QUERY: Table = (Field("limit", ranged(INTEGER, 1, MAX_LISTED), "how many; 50 if left out"),)
+ONE_QUERY: Table = (Field("format", choice("chrome"), "`chrome` for Perfetto"),)
 
 QUIET_PATHS = ("/health", "/ready", "/stats", "/metrics", "/v1/traces", "/v1/timeline", "/v1/activity", "/page/",
                "/timeline", "/trace/")  # fmt: skip

@@ -8,16 +8,18 @@ from typing import Any, Protocol
 from braid.diffusion.jobs.messages import Activity, JobEvent, MediaEvent, MediaRequest, MediaResolved, Nudge
 from braid.llm_core.engine.handle import Submission
 from braid.llm_core.engine.messages import Encoded, EngineReady, Event, Failed, Finished, Message, Stats
+from braid.tracing.span import SpansEnded
 
 WireSubmission = Submission | MediaRequest
 """What ends with exactly one of `LAST_EVENTS`."""
 
 WireMessage = Message | MediaRequest | Nudge
-WireEvent = Event | MediaEvent
-OwnEvent = EngineReady | JobEvent
+WireEvent = Event | MediaEvent | SpansEnded
+OwnEvent = EngineReady | JobEvent | SpansEnded
 """What the engine tells of its own accord."""
 
 OnJobEvent = Callable[[JobEvent], None]
+OnSpans = Callable[[SpansEnded], None]
 
 LAST_EVENTS = (Finished, Encoded, Failed, Stats, MediaResolved, Activity)
 """Exactly one of these ends a request."""

@@ -22,7 +22,9 @@ from braid.rest.keys import ApiKeys, Role, new_key
 ANN, ANNS_KEY = new_key("ann")
 BOB, BOBS_KEY = new_key("bob", Role.ADMIN)
 KEYS = ApiKeys([ANNS_KEY, BOBS_KEY])
-PATHS = ("/", "/health", "/ready", "/stats", "/metrics", "/admin/loras", "/page/app.js", "/v1/models")
+PAGES = ("/page/app.js", "/timeline", "/trace/4bf9", "/timeline/files/1/app.js")
+ADMINS = ("/stats", "/metrics", "/admin/loras", "/v1/traces", "/v1/traces/4bf9", "/v1/timeline")
+PATHS = ("/", "/health", "/ready", *ADMINS, *PAGES, "/v1/models")
 
 
 async def whoami(request: Request) -> JSONResponse:
@@ -81,13 +83,13 @@ def test_two_authorization_headers_are_refused(http: httpx.Client) -> None:
         assert http.get("/v1/models", headers=headers).json()["error"]["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/page/app.js"])
+@pytest.mark.parametrize("path", ["/", "/health", *PAGES])
 def test_the_page_and_the_sign_of_life_are_open(http: httpx.Client, path: str) -> None:
     with http:
         assert http.get(path).json() == ["", "user"]
 
 
-@pytest.mark.parametrize("path", ["/stats", "/metrics", "/admin/loras"])
+@pytest.mark.parametrize("path", ADMINS)
 def test_what_concerns_the_whole_server_is_for_administrators(http: httpx.Client, path: str) -> None:
     with http:
         refused = http.get(path, headers=bearer(ANN))

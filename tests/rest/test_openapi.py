@@ -49,7 +49,8 @@ def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
 
 def test_every_url_but_the_pages_is_described(described: dict[str, Any], studio: Studio) -> None:
     served = {re.sub(r":path}", "}", route.path) for route in create_app(studio.engine).routes}  # type: ignore[attr-defined]
-    assert served - set(described["paths"]) == {"/", "/page/{version}/{path}", "/openapi.json"}
+    pages = {"/", "/page/{version}/{path}", "/timeline", "/trace/{id}", "/timeline/files/{version}/{path}"}
+    assert served - set(described["paths"]) == pages | {"/openapi.json"}
 
 
 def test_it_is_served(web: httpx.Client, described: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ def test_answers_are_as_described(web: httpx.Client, described: dict[str, Any]) 
     check("POST", "/v1/images/generations", "/v1/images/generations", json={"prompt": "x"})
     check("POST", "/v1/images/generations", "/v1/images/generations", json={"prompt": "!fail"})
     check("GET", "/v1/images", "/v1/images")
-    for url in ("/v1/activity", "/v1/models", "/ready", "/health", "/stats"):
+    for url in ("/v1/activity", "/v1/models", "/ready", "/health", "/stats", "/v1/traces", "/v1/timeline"):
         check("GET", url, url)
     check("GET", "/v1/models/{model}", "/v1/models/film")
     check("GET", "/v1/models/{model}", "/v1/models/none")

@@ -6,12 +6,19 @@ import importlib.util
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
+import msgspec
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from braid.tests.tracing.stage import check_tree
+from braid.tracing.span import Span
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -101,3 +108,48 @@ def test_a_conversation_longer_than_the_context_is_refused(client: openai.OpenAI
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="small", messages=[{"role": "user", "content": "word " * 10_000}])
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_chat_is_one_trace_from_its_caller_to_its_tokens(client: openai.OpenAI) -> None:
+    trace_id, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace_id}-{caller}-01"}
+    client.chat.completions.create(model="small", messages=QUESTION, temperature=0, seed=3, extra_headers=headers)
+    root = str(client.base_url).removesuffix("/v1/")
+    deadline = time.monotonic() + 10
+    spans: list[Span] = []
+    while not any(span.name.startswith("chat ") for span in spans):  # made behind the answer
+        assert time.monotonic() < deadline
+        found = httpx.get(f"{root}/v1/traces/{trace_id}").json()
+        spans = msgspec.convert(found["spans"], list[Span]) if "spans" in found else []
+    (server,) = (span for span in spans if span.kind == "server")
+    assert (server.name, server.parent_id) == ("POST /v1/chat/completions", caller)
+    assert server.attributes["http.response.status_code"] == 200
+    engine = [span for span in spans if span is not server]
+    check_tree(engine, outside=server.span_id)
+    assert {span.name for span in engine} >= {"queue", "prefill", "prefill chunk", "decode"}
+    (chat,) = (span for span in engine if span.parent_id == server.span_id)
+    assert chat.attributes["gen_ai.operation.name"] == "chat"
+    assert chat.attributes["gen_ai.request.seed"] == 3
+    assert chat.attributes["braid.request_class"] == "interactive"
+    assert server.start_ns <= chat.start_ns
+    assert trace_id in {trace["trace_id"] for trace in httpx.get(f"{root}/v1/traces").json()["data"]}
+
+
+def test_metrics_are_what_prometheus_reads(client: openai.OpenAI) -> None:
+    client.chat.completions.create(model="small", messages=QUESTION, temperature=0)
+    root = str(client.base_url).removesuffix("/v1/")
+    deadline = time.monotonic() + 10
+    found: dict[tuple[str, ...], float] = {}
+    while ("braid_requests_total", "interactive", "completed") not in found:
+        assert time.monotonic() < deadline
+        text = httpx.get(f"{root}/metrics").text
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+    assert found[("braid_engine_up",)] == 1
+    assert found[("braid_http_requests_total", "POST", "/v1/chat/completions", "200")] >= 1
+    assert found[("braid_time_to_first_token_seconds_count", "interactive")] >= 1
+    assert found[("braid_tokens_total", "completion")] >= 1
+    assert found[("braid_lane_busy_seconds_total", "device")] > 0

@@ -1,0 +1,38 @@
+"""The spans that HTTP has: its own, which it exports as well, and those that engines and other programs send it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from braid.tracing.otel_export import export_from
+from braid.tracing.sampling import sampling_from
+from braid.tracing.span import Span, SpansEnded
+from braid.tracing.trace_store import TraceStore
+
+
+class HttpTraces:
+    """One of a server.
+
+    Args:
+        environment: where OpenTelemetry's variables are looked up.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.store = TraceStore()
+        self.sampling = sampling_from(environment)
+        self._export = export_from(environment)
+
+    def give_away(self, spans: list[Span]) -> None:
+        """Spans of this process."""
+        self.store.add(spans)
+        if self._export is not None:
+            self._export.add(spans)
+
+    def take(self, event: SpansEnded) -> None:
+        """Spans of an engine, which exports them itself."""
+        self.store.add(event.spans)
+
+    def close(self) -> None:
+        """Send what is not sent yet; may wait for the network."""
+        if self._export is not None:
+            self._export.close()
