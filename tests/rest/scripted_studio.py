@@ -78,6 +78,7 @@ class ScriptedStudio(ScriptedEngine):
         super().__init__(EngineReady((*READY.models, STUDIO), modalities=modalities))
         self.storage = JobStorage.open(root, seat="engine", limits=JobLimits(heartbeat_s=0.001))
         self.tell: Callable[[JobEvent], None] = lambda event: None
+        self.busy_with = ["video_1"]
         self.resolved: list[ResolveMedia] = []
         self.uploads: list[dict[str, bytes]] = []
         self.estimate_s: float | None = 8.0
@@ -90,7 +91,7 @@ class ScriptedStudio(ScriptedEngine):
 
     def submit(self, request: Any, on_event: Callable[[Any], None]) -> None:
         if isinstance(request, ActivityRequest):
-            on_event(Activity(request.id, 7.5, ({"kind": "denoise", "requests": ["video_1"]},)))
+            on_event(Activity(request.id, 7.5, ({"kind": "denoise", "requests": self.busy_with},)))
         elif isinstance(request, ResolveMedia):
             on_event(self._judged(request))
         else:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import httpx
 import openai
 import pytest
-from conftest import Server
+from conftest import Server, Studio
 from fastapi import FastAPI
 from scripted_engine import ScriptedEngine
 
+from braid.diffusion.jobs.records import NewJob
 from braid.llm_core.engine.messages import GenerateRequest
 from braid.rest.access import Access
 from braid.rest.app import create_app
@@ -76,3 +77,24 @@ def test_a_web_page_of_somebody_else_cannot_drive_a_server_without_keys(start_se
         assert httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers).status_code == 403
     assert not engine.submitted
     assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_user_sees_of_others_requests_only_that_there_are_some(
+    start_server: Start, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anns = studio.desk.store.create(NewJob(kind="audio", params={"prompt": "a", "seed": 1}, owner="ann")).job.id
+    bobs = studio.desk.store.create(NewJob(kind="audio", params={"prompt": "a", "seed": 1}, owner="bob")).job.id
+    busy_with = [f"{anns}/0", bobs, f"{bobs}/0", "chatcmpl-1"]
+    monkeypatch.setattr(studio.engine, "busy_with", busy_with)
+    url = start_server(create_app(studio.engine, desk=studio.desk, access=ACCESS)).url
+
+    def seen(token: str) -> list[str]:
+        answer = httpx.get(f"{url}/v1/activity", headers={"authorization": f"Bearer {token}"})
+        return list(answer.json()["steps"][0]["requests"])
+
+    assert seen(BOB) == busy_with  # an administrator
+    own, other, again, chat = seen(ANN)
+    assert own == f"{anns}/0"
+    assert other == again and other.startswith("other-") and bobs not in other
+    assert chat.startswith("other-") and chat != other
+    assert seen(ANN)[1] == other
