@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal, so that every direction of a matrix learns at the same pace.
 
 Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024), with the scale of "Muon is scalable
-for LLM training" (2025), which makes the root mean square of a step about that of Adam's, so both take the same rate.
+for LLM training" (2025), which makes the root mean square of a step the same for all shapes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 MOMENTUM = 0.95
-STEP_SIZE = 0.2
-"""Root mean square of a step at a rate of 1, for a square matrix."""
+STEP_SIZE = 0.4
+"""Root mean square of a step at a rate of 1. The source has 0.2; small denoisers learned faster with twice that."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 
