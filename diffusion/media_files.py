@@ -211,8 +211,25 @@ class _AnimationFile:
             writer.abort()
 
 
+def write_picture(path: Path, picture: Tensor, *, quality: int = 90) -> Writing:
+    """Write a (H, W, 3) uint8 picture: PNG some rows a piece, other formats in one, whose cost is learnt by format.
+
+    The encoders of Pillow cannot be stopped within a picture.
+    """
+    from braid.multimodal.images import save_image
+    from braid.multimodal.png_pieces import write_png
+
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        for num_values in write_png(path, picture):
+            yield "write_png", num_values
+        return
+    yield f"write_picture{suffix}", picture.numel()
+    save_image(path, picture, quality=quality)
+
+
 class _PictureFile:
-    """One piece: the encoders of Pillow cannot be stopped within a picture. Its cost is learnt by format."""
+    """One picture, written at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -223,11 +240,8 @@ class _PictureFile:
         yield from ()
 
     def finish(self) -> Writing:
-        from braid.multimodal.images import save_image
-
         assert self._frames is not None and len(self._frames) == 1
-        yield f"write_picture{self._path.suffix.lower()}", self._frames.numel()
-        save_image(self._path, self._frames[0])
+        return write_picture(self._path, self._frames[0])
 
     def close(self) -> None:
         self._frames = None

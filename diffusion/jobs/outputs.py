@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from braid.diffusion.job import Job
 from braid.diffusion.jobs.requests import MediaJob
-from braid.diffusion.media_files import Writing
+from braid.diffusion.media_files import Writing, write_picture
 from braid.diffusion.operations import Waveform
 
 SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg", "mp4": "mp4", "wav": "wav"}
@@ -96,9 +96,10 @@ class Looks:
         pictures = (("image", self._first), ("first_frame", self._first), ("thumbnail", self._middle))
         for name, picture in pictures:
             if picture is not None and name in self._paths:
-                yield from _picture(self._paths[name], picture, self._quality if name == "image" else _QUALITY)
+                quality = self._quality if name == "image" else _QUALITY
+                yield from write_picture(self._paths[name], picture, quality=quality)
         if self._tiles:
-            yield from _picture(self._paths["spritesheet"], sheet(self._tiles), _QUALITY)
+            yield from write_picture(self._paths["spritesheet"], sheet(self._tiles), quality=_QUALITY)
         if "audio" in self._paths and waveform is not None:
             yield "write_wav", waveform.samples.shape[1]
             save_wav(self._paths["audio"], waveform.samples, waveform.sample_rate)
@@ -107,19 +108,6 @@ class Looks:
         """Forget the frames; files that were written are the data directory's to remove."""
         self._first = self._middle = None
         self._tiles = []
-
-
-def _picture(path: Path, picture: Tensor, quality: int) -> Writing:
-    """PNG row by row; the encoders of the other formats cannot be stopped within a picture."""
-    from braid.multimodal.images import save_image
-    from braid.multimodal.png_pieces import write_png
-
-    if path.suffix == ".png":
-        for num_values in write_png(path, picture):
-            yield "write_png", num_values
-        return
-    yield f"write_picture{path.suffix}", picture.numel()
-    save_image(path, picture, quality=quality)
 
 
 def tile_indices(job: Job) -> tuple[int, ...]:

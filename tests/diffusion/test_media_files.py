@@ -10,6 +10,8 @@ import torch
 from braid.diffusion.media_files import PIXELS_A_PIECE, writing
 from braid.diffusion.operations import Waveform
 from braid.errors import InvalidRequest
+from braid.multimodal.images import load_image
+from braid.multimodal.png_pieces import VALUES_A_PIECE
 from braid.multimodal.video_reader import read_video
 
 SIDE = 512
@@ -25,6 +27,21 @@ def test_a_film_is_written_in_bounded_pieces(tmp_path: Path) -> None:
     assert set(kinds[6:-1]) == {"write_delayed"} and kinds[-1] == "write_end"
     assert pieces[1][1] == frames_a_piece * SIDE**2 * 3
     assert len(read_video(tmp_path / "x.mp4").frames) == 9
+
+
+def test_a_png_is_written_some_rows_a_piece(tmp_path: Path) -> None:
+    pieces = list(writing(tmp_path / "x.png", FRAMES[:1], None, 24.0))
+    assert {kind for kind, _ in pieces} == {"write_png"}
+    assert max(num_values for _, num_values in pieces) <= VALUES_A_PIECE < sum(num_values for _, num_values in pieces)
+    assert torch.equal(load_image(tmp_path / "x.png"), FRAMES[0])
+
+
+def test_a_png_that_is_left_early_leaves_no_file(tmp_path: Path) -> None:
+    work = writing(tmp_path / "x.png", FRAMES[:1], None, 24.0)
+    for _ in range(2):
+        next(work)
+    work.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("num_pieces", [1, 3, 5])

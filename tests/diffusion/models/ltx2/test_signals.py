@@ -61,6 +61,14 @@ def test_a_run_of_a_layer_is_that_run_of_the_whole(name: str, size: int) -> None
     torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("taps", [3, 4])
+def test_a_convolution_is_as_long_as_its_source_with_the_odd_silence_behind(taps: int) -> None:
+    weight = random(3, 4, taps, seed=1)
+    expected = torch.nn.functional.pad(SOUND, ((taps - 1) // 2, taps // 2))
+    expected = torch.nn.functional.conv1d(expected, weight)
+    torch.testing.assert_close(convolved(stored(SOUND), weight, None).read(0, LENGTH), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_run_of_a_spectrum_is_that_run_of_the_whole(size: int) -> None:
     sound = random(1, 2, 90)
