@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braid.diffusion.jobs.records import JobRecord, JobStatus
+from braid.diffusion.jobs.records import REWRITTEN_PROMPT, JobRecord, JobStatus
 from braid.errors import InvalidRequest, MissingField, RequestCancelled, Unsupported
 from braid.rest.errors import InvalidType
 from braid.rest.field_kinds import (
@@ -208,6 +208,8 @@ async def _body(request: Request, desk: JobDesk, jobs: Sequence[JobRecord], *, a
 
 async def _picture(request: Request, desk: JobDesk, job: JobRecord, *, as_url: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": job.id, "seed": job.params.get("seed")}
+    if REWRITTEN_PROMPT in job.facts:
+        entry["revised_prompt"] = job.facts[REWRITTEN_PROMPT]
     if as_url:
         return entry | {"url": str(request.url_for("content_of_image", id=job.id))}
     return entry | {"b64_json": await read_base64(desk, job)}

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from braid.diffusion.jobs.messages import JobProgress
-from braid.diffusion.jobs.records import JobRecord, JobStatus
+from braid.diffusion.jobs.records import REWRITTEN_PROMPT, JobRecord, JobStatus
 from braid.rest.job_queue import Place
 
 ASKED = "asked"
@@ -39,6 +39,7 @@ def job_body(job: JobRecord, place: Place, progress: JobProgress | None = None) 
         "completed_at": _whole(job.completed_at),
         "expires_at": _whole(job.expires_at),
         "prompt": params.get("prompt"),
+        "revised_prompt": job.facts.get(REWRITTEN_PROMPT),
         "seconds": asked.get("seconds") or _seconds(params),
         "size": f"{params['width']}x{params['height']}" if "width" in params and job.kind != "audio" else None,
         "remixed_from_video_id": job.facts.get("remixed_from"),

@@ -153,7 +153,12 @@ def arguments_without(*names: str) -> Table:
 
 PROMPT = Field("prompt", TEXT, "what is to be seen or heard", is_required=True)
 MODEL = Field("model", TEXT, "a name of GET /v1/models; the model that makes such things if left out")
-PRIORITY = Field("priority", choice(*PRIORITIES), "who goes first where several wait")
+PRIORITY = Field(
+    "priority",
+    choice(*PRIORITIES),
+    "who goes first where several wait; `standard` for pictures and `batch` for films and sounds if left out. On the "
+    "device `interactive` is as `standard`: chat's readers go first",
+)
 USER = (
     Field("user", TEXT, "accepted for clients that send it; owners are told apart by their keys"),
     Field("safety_identifier", TEXT, "accepted for clients that send it"),

@@ -59,6 +59,10 @@ class Note(msgspec.Struct, frozen=True):
     text: str
 
 
+REWRITTEN_PROMPT = "prompt"
+"""The fact of a job that holds what the language model made of its prompt."""
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for."""
 
@@ -71,7 +75,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     """The id of the API key; empty where there are no keys."""
     priority: int = 0
-    """Higher goes first."""
+    """Higher goes first; above 0 the scheduler counts it as standard work, else as batch work."""
     facts: Mapping[str, Any] = {}
     """What was already decided that the bytes depend on; a worker adds to it."""
     inputs: Mapping[str, bytes] = {}

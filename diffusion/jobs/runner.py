@@ -41,7 +41,7 @@ from braid.diffusion.jobs.messages import (
 )
 from braid.diffusion.jobs.outputs import JobOutputs
 from braid.diffusion.jobs.previews import preview_jpeg
-from braid.diffusion.jobs.records import JobError, JobRecord, JobStatus, Lease
+from braid.diffusion.jobs.records import REWRITTEN_PROMPT, JobError, JobRecord, JobStatus, Lease
 from braid.diffusion.jobs.requests import MediaJob, read_media
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.store import JobStore
@@ -321,7 +321,7 @@ class JobRunner:
         request = WorkRequest(
             id=run.id,
             work=delivery if state is None else Resumed(delivery, state),
-            request_class=RequestClass.STANDARD if run.media.kind == "image" else RequestClass.BATCH,
+            request_class=RequestClass.STANDARD if run.lease.job.priority > 0 else RequestClass.BATCH,
             tenant=run.lease.job.owner,
             traceparent=_traceparent(run.lease.job),
             attributes=job.trace_attributes,
@@ -360,9 +360,10 @@ class JobRunner:
 
     def _checkpoint(self, run: _Run, state: PipelineState) -> None:
         run.saved_at = time.monotonic()
-        facts = {"prompt": state.prompt} if run.lease.job.params.get("enhance_prompt") else {}
         try:
-            self._worker.checkpoint(run.lease, state.to_bytes(), state_version=STATE_VERSION, facts=facts)
+            self._worker.checkpoint(
+                run.lease, state.to_bytes(), state_version=STATE_VERSION, facts=_decided(run.lease.job, state)
+            )
             run.saved = state
         except (CheckpointTooLarge, DiskFull) as error:  # the job can go on without
             logger.warning("job %s has no checkpoint: %s", run.id, error.message)
@@ -391,7 +392,8 @@ class JobRunner:
             return
         run.meter.end()
         try:
-            job = self._worker.finish(run.lease, run.outputs.written())
+            facts = _decided(run.lease.job, run.state)
+            job = self._worker.finish(run.lease, run.outputs.written(), facts=facts)
             self._forget(run, job.status)
         except JobCancelled:
             self._forget(run, JobStatus.CANCELLED)
@@ -452,6 +454,13 @@ class JobRunner:
             run = self._runs.get(request_id.partition("/")[0])
             if run is not None:
                 run.own_ms += part_ms
+
+
+def _decided(job: JobRecord, state: PipelineState | None) -> dict[str, Any]:
+    """What the result depends on and only the work could tell."""
+    if state is None or not job.params.get("enhance_prompt"):
+        return {}
+    return {REWRITTEN_PROMPT: state.prompt}
 
 
 def _traceparent(job: JobRecord) -> str | None:

@@ -158,11 +158,14 @@ class JobWorker:
         """A temporary name in the job's folder, for something that will be published."""
         return self._directory.temporary(lease.job_id, file, token=lease.token)
 
-    def finish(self, lease: Lease, outputs: Mapping[str, tuple[Path, str]]) -> JobRecord:
+    def finish(
+        self, lease: Lease, outputs: Mapping[str, tuple[Path, str]], *, facts: Mapping[str, Any] | None = None
+    ) -> JobRecord:
         """Publish a job's files. Only the newest token can, and only once.
 
         Args:
             outputs: by the name that clients ask for: the temporary path, and the file name it gets, as `video.mp4`.
+            facts: as of `checkpoint`, which a short job may never reach.
         Raises:
             JobCancelled: the job's owner was faster; the job is cancelled now.
             LeaseLost, JobIsFinal: nothing was published.
@@ -173,7 +176,7 @@ class JobWorker:
             self._database.read(lambda connection: _held(connection, lease))  # asked again below, where it counts
             for name, (temporary, file) in outputs.items():
                 files.append(self._named(lease, name, temporary, with_token(file, lease.token)))
-            job = self._database.write(lambda connection: self._completed(connection, lease, files))
+            job = self._database.write(lambda connection: self._completed(connection, lease, files, facts or {}))
         except JobCancelled:
             self.acknowledge_cancel(lease)
             raise
@@ -331,8 +334,11 @@ class JobWorker:
 
             self._database.write(work)
 
-    def _completed(self, connection: Connection, lease: Lease, files: list[StoredFile]) -> JobRecord:
+    def _completed(
+        self, connection: Connection, lease: Lease, files: list[StoredFile], facts: Mapping[str, Any]
+    ) -> JobRecord:
         job = _held(connection, lease)
+        job = change(connection, job, facts={**facts, **job.facts}) if facts else job
         now = self._database.now(connection)
         return end(connection, job, JobStatus.COMPLETED, now=now, retention_s=self._limits.retention_s, files=files)
 

@@ -28,7 +28,7 @@ from braid.diffusion.jobs.messages import (
     Nudge,
     ResolveMedia,
 )
-from braid.diffusion.jobs.records import JobError, Lease
+from braid.diffusion.jobs.records import REWRITTEN_PROMPT, JobError, Lease
 from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.worker import JobWorker
 from braid.errors import BraidError, InvalidRequest
@@ -158,7 +158,8 @@ class ScriptedStudio(ScriptedEngine):
             path = self._worker.output(lease, file)
             path.write_bytes(content(name, lease.job.params["seed"]))
             outputs[name] = (path, file)
-        self._worker.finish(lease, outputs)
+        is_rewritten = lease.job.params.get("enhance_prompt")
+        self._worker.finish(lease, outputs, facts={REWRITTEN_PROMPT: f"{prompt}, rewritten"} if is_rewritten else None)
         return "completed"
 
     def _show(self, lease: Lease, step: int) -> None:

@@ -47,6 +47,16 @@ def test_several_pictures_have_seeds_that_follow_each_other(web: httpx.Client, s
     assert "n" not in params
 
 
+def test_a_rewritten_prompt_is_told(web: httpx.Client) -> None:
+    (rewritten,) = make(web, "a cat", enhance_prompt=True)["data"]
+    assert rewritten["revised_prompt"] == "a cat, rewritten"
+    job = web.get(f"/v1/images/{rewritten['id']}").json()
+    assert (job["prompt"], job["revised_prompt"]) == ("a cat", "a cat, rewritten")
+    (plain,) = make(web, "a cat")["data"]
+    assert "revised_prompt" not in plain
+    assert web.get(f"/v1/images/{plain['id']}").json()["revised_prompt"] is None
+
+
 def test_a_picture_may_be_fetched_by_url_and_stays_in_the_gallery(web: httpx.Client) -> None:
     (item,) = make(web, response_format="url", seed=3)["data"]
     assert web.get(item["url"]).content == content("image", 3)

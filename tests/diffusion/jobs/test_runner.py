@@ -24,7 +24,7 @@ from braid.diffusion.params import GenerationParams
 from braid.diffusion.state import PipelineState
 from braid.diffusion.validation import resolve
 from braid.errors import InvalidRequest, NotReady, RequestCancelled
-from braid.llm_core.core import Request
+from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.engine.engine import WorkRequest
 from braid.llm_core.engine.failure import failed
 from braid.llm_core.pipeline import Completed, Progressed, Resumed
@@ -146,6 +146,25 @@ def state(prompt: str = "a red fox") -> PipelineState:
     return PipelineState("one_stage", prompt, embeds(1), None, noise.state())
 
 
+def test_a_rewritten_prompt_is_kept_without_a_checkpoint(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobWorker, "is_checkpoint_due", lambda self, lease: False)
+    job_id = bench.create(enhance_prompt=True)
+    bench.running(job_id)
+    bench.runner.take_state(Request(job_id, None, bench.told.append), state("rewritten"))
+    bench.complete(job_id)
+    job = bench.final(job_id)
+    assert (job.status, job.facts["prompt"], job.checkpoints) == (JobStatus.COMPLETED, "rewritten", [])
+
+
+@pytest.mark.parametrize(
+    ("priority", "expected"), [(0, RequestClass.BATCH), (1, RequestClass.STANDARD), (2, RequestClass.STANDARD)]
+)
+def test_the_scheduler_learns_how_urgent_a_job_is(bench: Bench, priority: int, expected: RequestClass) -> None:
+    job_id = bench.store.create(NewJob(kind="video", params=FILM, priority=priority)).job.id
+    bench.runner.send(JobsWaiting())
+    assert bench.running(job_id).request_class is expected
+
+
 def test_a_picture_is_not_kept_waiting_by_films(bench: Bench) -> None:
     films = [bench.create(), bench.create()]
     bench.running(films[0])
@@ -241,11 +260,11 @@ def test_a_locked_store_delays_the_end_of_a_job(bench: Bench, monkeypatch: pytes
     bench.running(job_id)
     finish, calls = JobWorker.finish, []
 
-    def locked_once(self: JobWorker, *arguments: Any) -> JobRecord:
+    def locked_once(self: JobWorker, *arguments: Any, **more: Any) -> JobRecord:
         calls.append(arguments)
         if len(calls) == 1:
             raise StoreBusy("another process holds the job database; retry later")
-        return finish(self, *arguments)
+        return finish(self, *arguments, **more)
 
     monkeypatch.setattr(JobWorker, "finish", locked_once)
     bench.complete(job_id)
