@@ -162,6 +162,7 @@ def _with_jobs(
         limits=RunnerLimits(max_films=config.max_films, max_pictures=config.max_pictures),
         uploads=UploadLimits(max_bytes=config.max_upload_bytes),
         on_superseded=on_superseded,
+        give_span=engine.parts.tracing.give_away,
     )
     try:
         loaded = add_video(engine, config.video, checkpoint, on_checkpoint=runner.take_state)

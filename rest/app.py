@@ -78,6 +78,9 @@ def create_app(
     app.state.metrics = metrics
     app.state.engine = engine
     app.state.desk = desk
+    if desk is not None:
+        desk.on_ended = metrics.job_ended
+        desk.give_span = traces.give_one
     app.state.remote_files = remote_files or RemoteFiles()
     app.state.webhooks = webhooks
     app.state.max_body_bytes = max_body_bytes

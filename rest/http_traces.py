@@ -28,6 +28,10 @@ class HttpTraces:
         if self._export is not None:
             self._export.add(spans)
 
+    def give_one(self, span: Span) -> None:
+        """A span of this process."""
+        self.give_away([span])
+
     def take(self, event: SpansEnded) -> None:
         """Spans of an engine, which exports them itself."""
         self.store.add(event.spans)

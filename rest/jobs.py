@@ -10,18 +10,19 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from braid.diffusion.jobs.failures import JobIsFinal, StoreBusy
+from braid.diffusion.jobs.job_trace import TRACE_PARENT, GiveSpan, begun_by, ended_span
 from braid.diffusion.jobs.listing import unknown_job
 from braid.diffusion.jobs.messages import CancelJob, JobEnded, JobEvent, JobsWaiting, MediaResolved, ResolveMedia
-from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus, NewJob
+from braid.diffusion.jobs.records import FINAL, JobPage, JobRecord, JobStatus, NewJob
 from braid.diffusion.jobs.retention import remove_expired, remove_strays
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.store import JobStore
-from braid.errors import BraidError, NotFound, NotReady
+from braid.errors import BraidError, NotFound, NotReady, RequestCancelled
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.ask import ask
 from braid.rest.job_news import JobNews, Watch
@@ -63,6 +64,10 @@ class Asked:
     """So many jobs, with seeds that follow each other."""
 
 
+OnEnded = Callable[[str, str], None]
+"""Told the kind and the final status of a job."""
+
+
 class JobDesk:
     """One of a server; `start` it on the event loop, and `close` it.
 
@@ -82,6 +87,9 @@ class JobDesk:
         self._sweeper: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self.is_stopping = False
+        self.on_ended: OnEnded = lambda kind, status: None
+        self.give_span: GiveSpan = lambda span: None
+        """Gets the spans of jobs that end here, before anybody worked on them."""
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -110,6 +118,8 @@ class JobDesk:
 
     def on_event(self, event: JobEvent) -> None:
         """What the engine tells: give it to `Supervisor(on_job_event=...)`."""
+        if isinstance(event, JobEnded) and event.status in FINAL:
+            self.on_ended(event.request_id.partition("_")[0], event.status)
         self.news.on_event(event)
 
     def on_ready(self, ready: EngineReady) -> None:
@@ -185,9 +195,11 @@ class JobDesk:
         return jobs
 
     def _new(self, asked: Asked, resolved: MediaResolved, index: int) -> NewJob:
-        trace = (asked.traceparent or "").split("-")
+        trace = begun_by(asked.traceparent)
         key = asked.idempotency_key
         facts = dict(asked.facts)
+        if trace is not None:
+            facts[TRACE_PARENT] = trace.parent_id
         if resolved.estimate_s is not None:
             facts[ESTIMATE] = resolved.estimate_s
         if facts.get(SYNCHRONOUS):
@@ -202,8 +214,8 @@ class JobDesk:
             inputs=asked.inputs,
             expected_bytes=resolved.expected_bytes,
             idempotency_key=key if key is None or index == 0 else f"{key}#{index}",
-            trace_id=trace[1] if len(trace) == 4 else None,
-            span_id=trace[2] if len(trace) == 4 else None,
+            trace_id=None if trace is None else trace.trace_id,
+            span_id=None if trace is None else trace.span_id,
         )
 
     # -- looking -------------------------------------------------------------------------------------------------------
@@ -278,9 +290,19 @@ class JobDesk:
             NotFound: see `get`.
             JobIsFinal: it has completed or failed.
         """
+        was_final = (await self.get(job_id, owner=owner)).is_final
         job = await self.storage.off_loop(self.store.cancel, job_id, owner=owner)
         self._tell_end(job.id, str(job.status), is_final=job.is_final)
+        if job.is_final and not was_final:
+            self._note_cancelled(job)
         return job
+
+    def _note_cancelled(self, job: JobRecord) -> None:
+        """It ended here, and nobody had begun with it."""
+        self.on_ended(job.kind, str(job.status))
+        span = ended_span(job, error=RequestCancelled.code)
+        if span is not None:
+            self.give_span(span)
 
     async def delete(self, job_id: str, *, owner: str | None = None) -> None:
         """Forget a job; one that is worked on is cancelled.

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from braid.tests.diffusion.film_files import write_film_files
+from braid.tests.tracing.stage import check_tree
+from braid.tracing.span import Span
 
 FILM: dict[str, Any] = {
     "prompt": "a red fox", "pipeline": "one_stage", "height": 64, "width": 64, "num_frames": 9, "seed": 3,
 }  # fmt: skip
 TIMEOUT_S = 120.0
+CALL = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,30 @@ def finished(client: httpx.Client, video_id: str) -> dict[str, Any]:
         time.sleep(0.1)
 
 
-def created(client: httpx.Client, **more: Any) -> str:
-    answer = client.post("/v1/videos", json=FILM | more)
+def created(client: httpx.Client, traceparent: str = "", **more: Any) -> str:
+    answer = client.post("/v1/videos", json=FILM | more, headers={"traceparent": traceparent} if traceparent else {})
     assert answer.status_code == 200, answer.text
     return str(answer.json()["id"])
+
+
+def check_trace(client: httpx.Client, job_id: str) -> None:
+    """One trace of a job from its caller to its steps, however many engines worked on it."""
+    deadline = time.monotonic() + 10
+    spans: list[Span] = []
+    while not {("job", None), ("request", None)} <= {(span.name, span.error) for span in spans}:
+        assert time.monotonic() < deadline, [span.name for span in spans]
+        answer = client.get(f"/v1/traces/{CALL.split('-')[1]}").json()
+        spans = msgspec.convert(answer.get("spans", []), list[Span])
+    (server,) = (span for span in spans if span.kind == "server")
+    assert (server.name, server.parent_id) == ("POST /v1/videos", CALL.split("-")[2])
+    worked = [span for span in spans if span is not server]
+    check_tree(worked, outside=server.span_id)
+    (job,) = (span for span in worked if span.name == "job")
+    assert (job.attributes["braid.job.id"], job.error) == (job_id, None)
+    attempts = [span for span in worked if span.parent_id == job.span_id]
+    assert [span.attributes["braid.request.id"] for span in attempts] == [job_id] * len(attempts)
+    assert [span.error for span in attempts][-1] is None
+    assert {span.name for span in worked} >= {"queue", "stage_1", "sampler step", "vae decode"}
 
 
 def engine_of(server: subprocess.Popen[str]) -> int:
@@ -85,10 +109,11 @@ def test_films_over_http_survive_the_end_of_either_process(folder: Path) -> None
         film = client.get(f"/v1/videos/{whole}/content")
         assert film.content[4:8] == b"ftyp"
 
-        orphaned = created(client, num_inference_steps=40)
+        orphaned = created(client, CALL, num_inference_steps=40)
         os.kill(engine_of(server), signal.SIGKILL)
         assert finished(client, orphaned)["status"] == "completed"
         assert client.get(f"/v1/videos/{orphaned}/content").content == film.content
+        check_trace(client, orphaned)
 
         left = created(client, num_inference_steps=40)
         server.kill()

@@ -30,6 +30,7 @@ from braid.diffusion.jobs.failures import (
     StoreUnavailable,
     Superseded,
 )
+from braid.diffusion.jobs.job_trace import GiveSpan, ended_span, trace_of
 from braid.diffusion.jobs.messages import (
     CancelJob,
     JobEnded,
@@ -41,7 +42,7 @@ from braid.diffusion.jobs.messages import (
 )
 from braid.diffusion.jobs.outputs import JobOutputs
 from braid.diffusion.jobs.previews import preview_jpeg
-from braid.diffusion.jobs.records import REWRITTEN_PROMPT, JobError, JobRecord, JobStatus, Lease
+from braid.diffusion.jobs.records import FINAL, REWRITTEN_PROMPT, JobError, JobRecord, JobStatus, Lease
 from braid.diffusion.jobs.requests import MediaJob, read_media
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.store import JobStore
@@ -50,7 +51,7 @@ from braid.diffusion.jobs.worker import JobWorker
 from braid.diffusion.judging import Judge
 from braid.diffusion.params import AdapterChoice
 from braid.diffusion.state import STATE_VERSION, PipelineState
-from braid.errors import EngineDied, InvalidRequest, NotFound, NotReady, Overloaded
+from braid.errors import EngineDied, InvalidRequest, NotFound, NotReady, Overloaded, RequestCancelled
 from braid.llm_core.core import JournalEntry, Request, RequestClass
 from braid.llm_core.engine.engine import WorkRequest
 from braid.llm_core.engine.failure import as_braid_error, failed
@@ -138,6 +139,7 @@ class JobRunner:
         storage: closed with this.
         tell: given what happens to jobs; from any thread, must not block.
         on_superseded: called when another process has taken the seat: this one must end.
+        give_span: gets the span of each job that ends here; from this object's thread.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class JobRunner:
         limits: RunnerLimits | None = None,
         uploads: UploadLimits | None = None,
         on_superseded: Callable[[], None] = lambda: None,
+        give_span: GiveSpan = lambda span: None,
     ) -> None:
         self._storage = storage
         self._store = JobStore(storage)
@@ -158,6 +161,7 @@ class JobRunner:
         self._limits = limits or RunnerLimits()
         self._uploads = uploads or UploadLimits()
         self._on_superseded = on_superseded
+        self._give_span = give_span
         self._work = WorkModel()
         self._runs: dict[str, _Run] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -396,7 +400,7 @@ class JobRunner:
             job = self._worker.finish(run.lease, run.outputs.written(), facts=facts)
             self._forget(run, job.status)
         except JobCancelled:
-            self._forget(run, JobStatus.CANCELLED)
+            self._forget(run, JobStatus.CANCELLED, RequestCancelled.code)
         except (LeaseLost, JobIsFinal) as error:
             logger.warning("job %s was done and is no longer ours: %s", run.id, error.message)
             self._forget(run)
@@ -426,7 +430,7 @@ class JobRunner:
             logger.warning("job %s has ended and waits for the store: %s", run.id, problem.message)
             run.retry = partial(self._end_failed, run, event)
             return
-        self._forget(run, status)
+        self._forget(run, status, event.code)
 
     def _put_back(self, run: _Run) -> JobStatus:
         self._save(run)
@@ -434,8 +438,12 @@ class JobRunner:
         self._claims_from = time.monotonic() + _REFUSED_S
         return JobStatus.QUEUED
 
-    def _forget(self, run: _Run, status: JobStatus | None = None) -> None:
+    def _forget(self, run: _Run, status: JobStatus | None = None, error: str | None = None) -> None:
         self._runs.pop(run.id, None)
+        if status in FINAL:
+            span = ended_span(run.lease.job, error=error)
+            if span is not None:
+                self._give_span(span)
         if status is not None:
             self._tell(JobEnded(run.id, status.value))
         self._inbox.put(self._claim)
@@ -464,5 +472,6 @@ def _decided(job: JobRecord, state: PipelineState | None) -> dict[str, Any]:
 
 
 def _traceparent(job: JobRecord) -> str | None:
-    """The HTTP request that asked for it, which is sampled: else it would have no ids."""
-    return f"00-{job.trace_id}-{job.span_id}-01" if job.trace_id and job.span_id else None
+    """Of the job's own span."""
+    trace = trace_of(job)
+    return None if trace is None else trace.traceparent

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Studio
+from prometheus_client.parser import text_string_to_metric_families
 from scripted_studio import content
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
@@ -222,6 +223,30 @@ def test_a_running_job_is_cancelled(web: httpx.Client, studio: Studio) -> None:
     assert studio.engine.cancelled.get(timeout=5) == job["id"]
     assert web.post(f"/v1/videos/{job['id']}/cancel").status_code == 200
     assert events(web, f"/v1/videos/{job['id']}/events")[-1] == ("done", body)
+
+
+def test_a_job_that_is_cancelled_in_the_queue_leaves_its_span_and_is_counted_once(web: httpx.Client) -> None:
+    def num_cancelled() -> float:
+        families = text_string_to_metric_families(web.get("/metrics").text)
+        samples = (sample for family in families for sample in family.samples if sample.name == "braid_jobs_total")
+        labels = {"kind": "video", "status": "cancelled"}
+        return next((sample.value for sample in samples if sample.labels == labels), 0.0)
+
+    blocker = ask(web, "!wait")
+    while web.get(f"/v1/videos/{blocker['id']}").json()["status"] == "queued":
+        time.sleep(0.01)
+    before = num_cancelled()
+    trace_id, caller = "7bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {"traceparent": f"00-{trace_id}-{caller}-01"}
+    job = web.post("/v1/videos", json={"prompt": "x"}, headers=headers).json()
+    for _ in range(2):
+        assert web.post(f"/v1/videos/{job['id']}/cancel").json()["status"] == "cancelled"
+    assert num_cancelled() == before + 1
+    spans = {span["name"]: span for span in web.get(f"/v1/traces/{trace_id}").json()["spans"]}
+    assert spans["POST /v1/videos"]["parent_id"] == caller
+    assert spans["job"]["parent_id"] == spans["POST /v1/videos"]["span_id"]
+    assert (spans["job"]["error"], spans["job"]["attributes"]["braid.job.id"]) == ("request_cancelled", job["id"])
+    web.post(f"/v1/videos/{blocker['id']}/cancel")
 
 
 def test_a_finished_job_cannot_be_cancelled(web: httpx.Client) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from braid.diffusion.job import Job
 from braid.diffusion.jobs.failures import DiskFull, StoreBusy
+from braid.diffusion.jobs.job_trace import TRACE_PARENT
 from braid.diffusion.jobs.messages import CancelJob, JobEnded, JobsWaiting
 from braid.diffusion.jobs.records import JobRecord, JobStatus, NewJob
 from braid.diffusion.jobs.runner import JobRunner, RunnerLimits
@@ -23,13 +24,15 @@ from braid.diffusion.model_facts import ModelFacts
 from braid.diffusion.params import GenerationParams
 from braid.diffusion.state import PipelineState
 from braid.diffusion.validation import resolve
-from braid.errors import InvalidRequest, NotReady, RequestCancelled
+from braid.errors import CannotFit, InvalidRequest, NotReady, RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.engine.engine import WorkRequest
 from braid.llm_core.engine.failure import failed
 from braid.llm_core.pipeline import Completed, Progressed, Resumed
 from braid.llm_core.scheduler.journal import Journal
 from braid.tests.diffusion.rig import embeds, open_diffusion, write_files
+from braid.tracing.job_span import JobTrace
+from braid.tracing.span import Span
 
 FILM = {"prompt": "a red fox", "pipeline": "one_stage", "seed": 1}
 TIMEOUT_S = 20.0
@@ -81,6 +84,7 @@ class Bench:
     model: FakeModel
     engine: FakeEngine = field(default_factory=FakeEngine)
     told: list[Any] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         limits = JobLimits(heartbeat_s=0.01, checkpoint_interval_s=0.01)
@@ -92,7 +96,11 @@ class Bench:
         limits = JobLimits(heartbeat_s=0.01, checkpoint_interval_s=0.01)
         storage = JobStorage.open(self.root, seat="engine", limits=limits)
         runner = JobRunner(
-            storage, self.engine, self.told.append, limits=RunnerLimits(max_films=1, max_pictures=1, poll_s=0.05)
+            storage,
+            self.engine,
+            self.told.append,
+            limits=RunnerLimits(max_films=1, max_pictures=1, poll_s=0.05),
+            give_span=self.spans.append,
         )
         runner.begin(self.model, (), FACTS | facts)
         return runner
@@ -326,3 +334,36 @@ def test_an_upload_that_is_not_there_is_named(bench: Bench) -> None:
     error = bench.final(bench.create(images=missing)).error
     assert error is not None
     assert "nothing.png" in error.message
+
+
+def test_whoever_ends_a_job_makes_its_span_and_attempts_are_its_children(bench: Bench) -> None:
+    trace = JobTrace("a" * 32, "b" * 16, "c" * 16)
+    stored = NewJob(
+        kind="video", params=FILM, facts={TRACE_PARENT: trace.parent_id}, trace_id=trace.trace_id, span_id=trace.span_id
+    )
+    for error in (None, CannotFit.code):
+        job_id = bench.store.create(stored).job.id
+        bench.runner.send(JobsWaiting())
+        request = bench.running(job_id)
+        assert request.traceparent == trace.traceparent
+        assert request.attributes["seed"] == FILM["seed"]
+        assert set(request.attributes) == {"size", "frames", "seed", "pipeline"}
+        if error is None:
+            bench.complete(job_id)
+        else:
+            bench.engine.sinks.pop(job_id)(failed(job_id, CannotFit("a film", needed_bytes=2, budget_bytes=1)))
+        job = bench.final(job_id)
+        until(lambda: bool(bench.spans))
+        span = bench.spans.pop()
+        assert (span.trace_id, span.span_id, span.parent_id) == ("a" * 32, "b" * 16, "c" * 16)
+        assert (span.name, span.error, span.attributes["braid.job.id"]) == ("job", error, job_id)
+        assert span.start_ns == round(job.created_at * 1e9) <= span.end_ns
+
+
+def test_a_job_that_nobody_wants_traced_has_no_span(bench: Bench) -> None:
+    job_id = bench.create()
+    assert bench.running(job_id).traceparent is None
+    bench.complete(job_id)
+    bench.final(job_id)
+    until(lambda: any(isinstance(event, JobEnded) for event in bench.told))
+    assert bench.spans == []
