@@ -17,6 +17,7 @@ from braid.errors import BraidError, InvalidRequest
 from braid.jobs_command import add_jobs_command
 from braid.keys_command import add_keys_command
 from braid.media_command import add_media_command
+from braid.trace_command import add_trace_command
 
 if TYPE_CHECKING:
     from braid.config import BraidConfig, ServeConfig
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands.add_parser("bench", help="measure speed, and how much of a prompt is filmed"))
     add_jobs_command(commands.add_parser("jobs", help="list, follow and cancel the jobs of a running server"))
     add_keys_command(commands.add_parser("keys", help="make API keys"))
+    add_trace_command(commands.add_parser("trace", help="where a request's time went"))
     models = commands.add_parser("models", help="what can be given to --model")
     models.set_defaults(run=list_models)
     kernels = commands.add_parser("kernels", help="which kernels the same options make serve use, and why not others")

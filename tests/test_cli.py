@@ -190,3 +190,8 @@ def test_kernels_refuses_what_serve_would_refuse(
     monkeypatch.setattr("braid.kernels.cpu.library.read_cpu_flags", lambda: frozenset())
     assert main(["kernels", "--device", "cpu", "--kernels", "cpp"]) == 2
     assert "kernels='cpp' cannot run smollm2: avx512_vnni: the processor lacks" in capsys.readouterr().err
+
+
+def test_a_trace_is_asked_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "4bf9", "--url", "ftp://here"]) == 2
+    assert "--url='ftp://here' must begin with http://" in capsys.readouterr().err
