@@ -123,6 +123,8 @@ def _check_header(container: Any, limits: UploadLimits, param: str) -> None:
     if container.duration is not None:
         _check_at_most(param, "seconds", container.duration / av.time_base, limits.max_seconds)
     for stream in container.streams.video[:1]:
+        if stream.codec_context is None:
+            raise InvalidRequest(f"{param}: nothing here can decode its film", param=param)
         _check_at_most(param, "pixels a frame", stream.width * stream.height, limits.max_frame_pixels)
         _check_at_most(param, "frames", stream.frames, limits.max_frames)
     for stream in container.streams.audio[:1]:
