@@ -137,7 +137,7 @@ def _stage(data: dict[str, Any]) -> str:
     if data["status"] == "queued":
         position = data["queue_position"]
         return "queued" if position is None else f"queued ({position})"
-    return data["stage"] or data["status"]
+    return str(data["stage"] or data["status"])
 
 
 def cancel_jobs(arguments: argparse.Namespace) -> int:
