@@ -21,6 +21,8 @@ TILED_STAGE_2_SIGMAS = (0.625, 0.4, 0.0)
 """Stage 2 where its picture is spread over several devices."""
 
 _MAX_OFFICIAL_ERROR = 0.01
+_MAX_OFFICIAL_END_ERROR = 1e-6
+"""Noise starts at 1 and stretching ends at `terminal`: other code reads the ends as those very numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class ShiftedSchedule:
             num_tokens: of the video latent; None is `max_tokens`, as all pipelines but the high-quality one have it.
             precision: the official float32 arithmetic cancels for large latents: at 15 steps it is off by 7e-4 with
                 32,640 tokens, by 0.13 with 48,000, and NaN from about 53,000. "official" gives its very bits, NaN
-                included; "exact" computes in float64; "auto" is official wherever that descends
-                and is off by at most 0.01.
+                included; "exact" computes in float64; "auto" is official wherever that descends,
+                is off by at most 0.01, and by at most 1e-6 at the first sigma and at the last before 0.
         Raises:
             InvalidRequest: fewer than one step or token.
         """
@@ -64,9 +66,7 @@ class ShiftedSchedule:
         if precision == "official":
             return official
         exact = self._exact(num_steps, num_tokens)
-        is_close = bool(((official - exact).abs() <= _MAX_OFFICIAL_ERROR).all())  # NaN is not
-        is_descending = bool((official.diff() < 0).all())
-        return official if precision == "auto" and is_close and is_descending else exact.float()
+        return official if precision == "auto" and _is_sound(official, exact) else exact.float()
 
     def _rounded(self, num_steps: int, num_tokens: int) -> Tensor:
         """In float32, operation by operation as the official code."""
@@ -93,6 +93,14 @@ class ShiftedSchedule:
         else:
             sigmas = 1 - (1 - self.terminal) * (odds / last) * (1 + last * shrink) / (1 + odds * shrink)
         return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _is_sound(official: Tensor, exact: Tensor) -> bool:
+    """Whether rounding left the official sigmas descending, near the exact ones, and right at both ends."""
+    error = (official - exact).abs()  # of NaN is NaN, and no comparison holds
+    ends = error[[0, -2]]
+    is_close = bool((error <= _MAX_OFFICIAL_ERROR).all() and (ends <= _MAX_OFFICIAL_END_ERROR).all())
+    return is_close and bool((official.diff() < 0).all())
 
 
 def ltx2_sigmas(num_steps: int, num_tokens: int | None = None) -> Tensor:
