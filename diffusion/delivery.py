@@ -181,7 +181,7 @@ class _Previews:
             return
         tokens, self._tokens = self._tokens, None
         try:
-            decoded: DecodedFrames = yield DecodeFrames(_middle(tokens, self._grid(progress.stage)), 0)
+            decoded: DecodedFrames = yield DecodeFrames(_middle(tokens, self._grid(progress.stage)), 0, kind="preview")
         except CannotFit:  # the film still may: tiles of a clip can be smaller than one whole picture
             self._every = 0
             return

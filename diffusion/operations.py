@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from braid.diffusion.guidance import Guidance
+from braid.diffusion.guidance import Guidance, passes_needed
 from braid.diffusion.latents import AudioVideo, LatentState
 from braid.lora.adapter import AdapterUse
+from braid.tracing.request_trace import AttributeValue
 
 UNGUIDED = AudioVideo(Guidance(), Guidance())
 ALL = AudioVideo(True, True)
@@ -123,6 +124,12 @@ class Denoise:
     needs_unconditional: bool = False
     kind = "denoise"
 
+    @property
+    def trace_attributes(self) -> dict[str, AttributeValue]:
+        """What is told of it."""
+        passes = passes_needed(self.guidance, needs_unconditional=self.needs_unconditional)
+        return {"sigma": float(self.sigma), "guidance_passes": len(passes)}
+
 
 @dataclass(frozen=True, slots=True)
 class UpsampleLatents:
@@ -145,7 +152,8 @@ class DecodeFrames:
     """What the group before left over for this one."""
     generator: Tensor | None = None
     """State of a torch generator at the beginning of the clip, for decoders that draw noise."""
-    kind = "decode_tile"
+    kind: str = "decode_tile"
+    """`preview` for a look at a film under way."""
 
 
 @dataclass(frozen=True, slots=True)

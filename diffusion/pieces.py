@@ -31,7 +31,8 @@ class Meter:
 
     def segment(self, kind: str, units: int, *, num_bytes: int = 0) -> Segment:
         """A piece about to be run, priced."""
-        return Segment(self._costs.predict(kind, (1.0, float(units))), num_bytes=num_bytes, units=units)
+        cost_ms = self._costs.predict(kind, (1.0, float(units)))
+        return Segment(cost_ms, num_bytes=num_bytes, units=units, kind=kind)
 
     @contextmanager
     def measured(self, kind: str, units: int) -> Iterator[None]:

@@ -21,7 +21,10 @@ from typing import Any, Protocol
 
 
 class Operation(Protocol):
-    """What a pipeline asks for: a frozen dataclass whose type chooses the handler."""
+    """What a pipeline asks for: a frozen dataclass whose type chooses the handler.
+
+    It may have `trace_attributes`, a mapping: what its request's trace says of it beside its kind.
+    """
 
     @property
     def kind(self) -> str:
@@ -99,6 +102,8 @@ class Segment:
     units: int = 1
     batch_key: Hashable = None
     """Pieces of one type of operation with equal keys may run in one step. None never shares."""
+    kind: str = ""
+    """What the piece does, where the operation's own kind does not say it: `merge` within a `denoise`."""
 
 
 @dataclass(frozen=True, slots=True)

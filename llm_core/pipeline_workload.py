@@ -31,6 +31,7 @@ from braid.llm_core.pipeline import (
     StartPipeline,
     Wait,
 )
+from braid.tracing.request_trace import AttributeValue
 
 _RESUME_MS = 1.0
 """Predicted time of a pipeline's own code between two operations."""
@@ -170,7 +171,7 @@ class PipelineWorkload:
         return Offer(
             request_id=job.request.id,
             workload=self.name,
-            kind=job.kind,
+            kind=segment.kind or job.kind,
             batch_key=None if segment.batch_key is None else (job.operation_type, segment.batch_key),
             request_class=job.request.request_class,
             deadline=job.deadline,
@@ -259,7 +260,8 @@ class PipelineWorkload:
             job.answer = _Answer()
         elif isinstance(asked, Progress):
             told = Progressed(job.request.id, asked.stage, asked.step, asked.num_steps, asked.preview)
-            job.request.trace.progress(asked.stage, asked.step, asked.num_steps)
+            if asked.preview is None:  # else it was told before, without the picture
+                job.request.trace.progress(asked.stage, asked.step, asked.num_steps)
             job.request.sink(told)
             job.answer = _Answer()
         else:
@@ -269,7 +271,8 @@ class PipelineWorkload:
         handler = self._handlers.get(type(operation))
         if handler is None:
             raise TypeError(f"nothing here carries out a {type(operation).__name__}")
-        job.request.trace.event("operation", {"kind": operation.kind})
+        more: Mapping[str, AttributeValue] = getattr(operation, "trace_attributes", {})
+        job.request.trace.event("operation", {"kind": operation.kind, **more})
         if isinstance(handler, Delegate):
             self._delegate(job, operation, handler)
             return

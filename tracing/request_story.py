@@ -7,10 +7,11 @@ step lies within exactly one phase, and times nest.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from braid.tracing.open_span import OpenSpan, named
 from braid.tracing.recorder import Mark, RecordedTrace, Verb
+from braid.tracing.request_trace import AttributeValue as Said
 from braid.tracing.span import INTERRUPTED, AttributeValue, Link, Span, new_span_id
 from braid.tracing.span_names import CHAT_DECODE, CHUNKS, PARTS, SEGMENT, phase_name, step_name
 from braid.tracing.step_record import StepRecord, end_of
@@ -54,6 +55,8 @@ class RequestStory:
         self._phase_said = ""
         self._step: OpenSpan | None = None
         self._part: OpenSpan | None = None
+        self._operation = ""
+        """The kind of the one that began last."""
         self._latest = start
         self._error: str | None = None
         self._spans: list[Span] = []
@@ -157,11 +160,17 @@ class RequestStory:
             self._step = OpenSpan(step_name(phase.name), new_span_id(), phase.span_id, time, dict(number))
 
     def _note(self, mark: Mark, time: float) -> None:
-        inner = self._innermost
         if mark.name == OPERATION and mark.attributes:
-            inner.tally.add_operation(str(mark.attributes.get("kind", "")))
+            self._begin_operation(mark.attributes)
         else:
-            inner.note(time, mark.name, mark.attributes)
+            self._innermost.note(time, mark.name, mark.attributes)
+
+    def _begin_operation(self, said: Mapping[str, Said]) -> None:
+        self._operation = str(said.get("kind", ""))
+        span = self._step or self._phase or self._request
+        span.tally.add_operation(self._operation, num_passes=int(said.get("guidance_passes", 0)))
+        if "sigma" in said:  # that of a step is the one it begins with
+            span.attributes.setdefault("braid.sigma", said["sigma"])
 
     def _account(self, step: StepRecord, gap: Gap | None) -> None:
         self._choose_part(step)
@@ -183,7 +192,7 @@ class RequestStory:
 
     def _choose_part(self, step: StepRecord) -> None:
         """A merge or a write within a phase is a span from its first step to its last."""
-        name = PARTS.get(step.kind)
+        name = PARTS.get(step.kind) or PARTS.get(self._operation)
         if self._phase is not None and name == self._phase.name:
             name = None
         if self._part is not None and self._part.name != name:

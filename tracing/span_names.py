@@ -24,12 +24,8 @@ PARTS = {
     "guide": "guidance",
     "preview": "preview",
     "write_file": "mux",
-    "write_frames": "mux",
-    "write_sound": "mux",
-    "write_delayed": "mux",
-    "write_end": "mux",
 }
-"""Kinds of step that are a span of their own within their phase."""
+"""Kinds of step, or operations with all their steps, that are a span of their own within their phase."""
 
 CHUNKS = {"prefill": "prefill chunk", "encode": "encode batch"}
 """Phases of which every step is a span."""

@@ -37,6 +37,8 @@ class StepTally:
     others_ms: float = 0.0
     others: dict[str, float] = field(default_factory=dict)
     operations: dict[str, int] = field(default_factory=dict)
+    num_passes: int = 0
+    """Of guidance, in all evaluations."""
     _last_ids: tuple[str, ...] = ()
 
     def add(self, step: StepRecord) -> None:
@@ -60,9 +62,10 @@ class StepTally:
         for request_id, ms in gap.by_request.items():
             self.others[request_id] = self.others.get(request_id, 0.0) + ms
 
-    def add_operation(self, kind: str) -> None:
+    def add_operation(self, kind: str, *, num_passes: int = 0) -> None:
         """A pipeline began one more operation of this kind."""
         self.operations[kind] = self.operations.get(kind, 0) + 1
+        self.num_passes += num_passes
 
     def merge(self, part: StepTally) -> None:
         """Add what a child span came to."""
@@ -80,12 +83,15 @@ class StepTally:
             self.others[request_id] = self.others.get(request_id, 0.0) + ms
         for kind, count in part.operations.items():
             self.operations[kind] = self.operations.get(kind, 0) + count
+        self.num_passes += part.num_passes
 
     def attributes(self) -> dict[str, AttributeValue]:
         """As a span shows them; nothing where no step ran."""
         found: dict[str, AttributeValue] = {
             f"braid.operations.{kind}": count for kind, count in self.operations.items()
         }
+        if self.num_passes:
+            found["braid.guidance_passes"] = self.num_passes
         if self.others_ms:
             first = sorted(self.others, key=self.others.__getitem__, reverse=True)[:MAX_NAMED]
             found |= {"braid.preempted_ms": round(self.others_ms, 3), "braid.preempted_by": first}

@@ -140,7 +140,7 @@ class Engine:
             return
         name, attributes = self._described(request)
         trace = self._open_trace(request.id, request.traceparent, name=name, attributes=attributes)
-        trace.phase("queue")
+        trace.phase("queue" if isinstance(request, WorkRequest) else "tokenise")
         try:
             work = self._request(request, on_event, trace)
         except Exception as error:  # whatever it was: the request still gets its last event
@@ -148,6 +148,8 @@ class Engine:
             trace.end(error=problem.code)
             on_event(failed(request.id, problem))
             return
+        if not isinstance(request, WorkRequest):
+            trace.phase("queue")
         self._scheduler.submit(work)
 
     def _described(

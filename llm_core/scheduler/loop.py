@@ -244,6 +244,7 @@ class Scheduler:
             ticket.give_to(self._workload_for(request))
             assert ticket.workload is not None
             ticket.workload.admit(request, self._clock())
+            request.trace.event("admitted")
         except Exception as error:
             self._end(ticket, as_braid_error(error, f"admitting request {request.id}"))
 

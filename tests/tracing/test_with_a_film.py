@@ -48,18 +48,24 @@ def named(spans: list[Span], name: str) -> list[Span]:
 def test_a_films_trace_is_whole(folder: Path, tmp_path: Path) -> None:
     world = TracedWorld(folder)
     job = world.diffusion.resolve(film())
-    world.film("film", Delivery(job, path=tmp_path / "film.mp4"))
+    world.film("film", Delivery(job, path=tmp_path / "film.mp4", preview_every=2))
     world.run()
     world.result("film")
     spans = world.spans()
     check_tree(spans)
     names = {span.name for span in spans}
     assert {"request", "queue", "stage_1", "upsample", "stage_2", "sampler step", "audio decode", "vae decode"} <= names
-    assert {"mux", "file write"} & names
+    assert {"mux", "file write", "lora merge", "guidance", "preview"} <= names
     first = named(spans, "stage_1")[0]
     steps = [span for span in named(spans, "sampler step") if span.parent_id == first.span_id]
     assert [span.attributes["braid.step"] for span in steps] == [0, 1]
     assert all(span.attributes["braid.operations.denoise"] == 2 for span in steps), "res2s evaluates twice a step"
+    sigmas = [float(str(span.attributes["braid.sigma"])) for span in steps]
+    assert sigmas[0] == 1.0 > sigmas[1] > 0
+    passes = [int(str(span.attributes["braid.guidance_passes"])) for span in steps]
+    assert passes[0] > 2 and len(set(passes)) == 1, "guidance takes several passes an evaluation"
+    (preview,) = (span for span in named(spans, "preview") if span.parent_id == first.span_id)
+    assert preview.attributes["braid.device_ms"]
     (request,) = named(spans, "request")
     busy_ms = sum(entry.device_ms for entry in world.scheduler.journal.since())
     assert request.attributes["braid.device_ms"] == pytest.approx(busy_ms, rel=0.02)

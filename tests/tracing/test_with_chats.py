@@ -66,7 +66,11 @@ def test_chats_that_share_steps_are_whole_trees_that_account_for_the_device(engi
         assert spans[0].attributes["gen_ai.usage.output_tokens"] == NUM_TOKENS
         (decode,) = (span for span in spans if span.name == "decode")
         assert sum(event.name == "token" for event in decode.events) == NUM_TOKENS - 1
-        assert {span.name for span in spans} >= {"text_completion tiny", "queue", "prefill", "prefill chunk", "decode"}
+        assert {span.name for span in spans} >= {
+            "text_completion tiny", "tokenise", "queue", "prefill", "prefill chunk", "decode",
+        }  # fmt: skip
+        (waiting_span,) = (span for span in spans if span.name == "queue")
+        assert [event.name for event in waiting_span.events] == ["admitted"]
     links = [link for spans in done for span in spans for link in span.links]
     assert any(link.attributes["braid.relation"] == "batch_mate" for link in links)
 
