@@ -71,9 +71,14 @@ def convert(body: Mapping[str, Any], to: type[T]) -> T:
         MissingField: a required field is not there.
     """
     try:
-        return msgspec.convert(body, to, str_keys=True)
+        return msgspec.convert({name: _whole(value) for name, value in body.items()}, to, str_keys=True)
     except msgspec.ValidationError as error:
         raise _field_error(str(error)) from None
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
 
 
 def type_name(value: object) -> str:

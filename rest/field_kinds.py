@@ -18,6 +18,8 @@ from braid.rest.media_refs import JOB_KEYS, URL_KEYS, read_ref
 Schema = dict[str, Any]
 MAX_INT = 2**63 - 1
 MAX_TEXT = 100_000
+MAX_NUMBER = 1e300
+_NUMBER_SCHEMA: Schema = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def _integer(name: str, value: Any) -> int:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong(name, value, "a number")
-    if not abs(value) <= 1e300:  # NaN, too
+    if not abs(value) <= MAX_NUMBER:  # NaN, too
         raise InvalidRequest(f"{name}={value!r:.40} must be a finite number", param=name)
     return value
 
@@ -124,7 +126,7 @@ def _parse_ref(name: str, text: str) -> Any:
 
 TEXT = Kind(_text, {"type": "string", "maxLength": MAX_TEXT}, _plain)
 INTEGER = Kind(_integer, {"type": "integer", "minimum": -MAX_INT, "maximum": MAX_INT}, _parse_integer)
-NUMBER = Kind(_number, {"type": "number"}, _parse_number)
+NUMBER = Kind(_number, _NUMBER_SCHEMA, _parse_number)
 BOOLEAN = Kind(_boolean, {"type": "boolean"}, _parse_boolean)
 
 
@@ -224,14 +226,20 @@ def _strength_of(name: str, value: dict[str, Any]) -> Any:
     return given[0] if given else 1.0
 
 
+_BASE64 = "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
+_BYTES_OR_URL: Schema = {"type": "string", "pattern": f"^(https?://[!-~]+|data:[A-Za-z0-9/;=.+-]*;base64,{_BASE64}|{_BASE64})$"}
 _JOB_OR_URL = {
     "type": "object",
-    "properties": {key: {"type": "string"} for key in (*URL_KEYS, *JOB_KEYS, "b64_json")},
+    "properties": {
+        **dict.fromkeys(URL_KEYS, _BYTES_OR_URL),
+        **{key: {"type": "string", "pattern": "^(image|video|audio)_[0-9a-f]{32}$"} for key in JOB_KEYS},
+        "b64_json": {"type": "string", "pattern": f"^{_BASE64}$"},
+    },
     "additionalProperties": False,
     "minProperties": 1,
     "maxProperties": 1,
 }
-REF_SCHEMA: Schema = {"anyOf": [{"type": "string", "minLength": 1}, _JOB_OR_URL]}
+REF_SCHEMA: Schema = {"anyOf": [_BYTES_OR_URL, _JOB_OR_URL]}
 _IMAGE_SCHEMA = {
     "type": "object",
     "properties": {
@@ -243,7 +251,7 @@ _IMAGE_SCHEMA = {
     "required": ["image"],
     "additionalProperties": False,
 }
-_STRENGTHS = {"anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}}]}
+_STRENGTHS = {"anyOf": [_NUMBER_SCHEMA, {"type": "array", "items": _NUMBER_SCHEMA}]}
 _ADAPTER_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -252,6 +260,7 @@ _ADAPTER_SCHEMA = {
             "type": "object",
             "properties": {"name": {"type": "string"}, "strength": _STRENGTHS, "strengths": _STRENGTHS},
             "required": ["name"],
+            "not": {"required": ["strength", "strengths"]},
             "additionalProperties": False,
         },
     ]
@@ -259,7 +268,7 @@ _ADAPTER_SCHEMA = {
 _GUIDANCE_OF_ONE = {
     "type": "object",
     "properties": {
-        **{name: {"type": "number"} for name in ("guidance_scale", "stg_scale", "modality_scale", "rescale")},
+        **dict.fromkeys(("guidance_scale", "stg_scale", "modality_scale", "rescale"), _NUMBER_SCHEMA),
         "stg_blocks": {"type": "array", "items": {"type": "integer"}},
         "skip_step": {"type": "integer", "minimum": 0},
     },
@@ -267,7 +276,7 @@ _GUIDANCE_OF_ONE = {
 }
 
 REF = Kind(read_ref, REF_SCHEMA, _parse_ref, is_file=True)
-NUMBERS = Kind(_numbers, {"type": "array", "items": {"type": "number"}}, decode_field)
+NUMBERS = Kind(_numbers, {"type": "array", "items": _NUMBER_SCHEMA}, decode_field)
 GUIDANCE = Kind(
     _object,
     {
@@ -284,9 +293,10 @@ ADAPTERS = Kind(
     decode_field,
 )
 ADAPTER = Kind(_adapter, _ADAPTER_SCHEMA, _parse_ref)
+_SECONDS_TEXT: Schema = {"type": "string", "pattern": r"^(0\.[0-9]{0,5}[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,6})?)$"}
 SECONDS = Kind(
     _seconds,
-    {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 3600}, {"type": "string", "pattern": r"^[0-9]"}]},
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 3600}, _SECONDS_TEXT]},
     _plain,
 )
 SIZE = Kind(_size, {"type": "string", "pattern": r"^(auto|[0-9]{1,5}x[0-9]{1,5})$"}, _plain)

@@ -13,10 +13,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from braid.diffusion.jobs.listing import MAX_PAGE
 from braid.diffusion.jobs.records import JobRecord, JobStatus
 from braid.errors import InvalidRequest, NotReady
 from braid.rest.content import file_response
-from braid.rest.field_kinds import INTEGER, TEXT, choice
+from braid.rest.field_kinds import INTEGER, TEXT, choice, ranged
 from braid.rest.form import MediaBody
 from braid.rest.job_body import job_body, poll_after_ms
 from braid.rest.job_events import job_events
@@ -38,7 +39,7 @@ VARIANTS = {
 LIST_QUERY: Table = (
     Field("after", TEXT, "the last id of the page before"),
     Field("before", TEXT, "the first id of the page after"),
-    Field("limit", INTEGER, "1 to 100; 20 if left out"),
+    Field("limit", ranged(INTEGER, 1, MAX_PAGE), "20 if left out"),
     Field("order", choice("asc", "desc"), "by time of creation; desc if left out"),
 )
 EVENTS_QUERY: Table = ()

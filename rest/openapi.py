@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from braid.rest.field_kinds import Kind, Schema
 from braid.rest.media_fields import Field, Table
+from braid.rest.text_schemas import text_schemas
 
 if TYPE_CHECKING:
     from braid.rest.operations import Operation
@@ -22,6 +23,9 @@ VERSION = "1"
 """Of the contract under /v1."""
 _REF = "#/components/schemas/{name}"
 _BYTES: Schema = {"type": "string", "format": "binary"}
+EVENTS = "text/event-stream"
+_EVENT: Schema = {"type": "object", "properties": {"event": {"type": "string"}, "data": {}}, "required": ["data"]}
+"""One of a stream: before OpenAPI 3.2, the schema of a stream is that of its events."""
 
 ERRORS = {
     400: "a field is missing, unknown, or holds what cannot be right; `param` names it",
@@ -164,6 +168,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 
 def _given(operation: Operation, media_type: str) -> Schema:
+    if media_type == EVENTS:
+        return _EVENT
     if media_type != JSON:
         return {"type": "string"} if media_type.startswith("text/") else _BYTES
     return {"type": "object"} if operation.gives == "object" else {"$ref": _REF.format(name=operation.gives)}
@@ -213,9 +219,7 @@ def _schemas(operations: tuple[Operation, ...]) -> dict[str, Schema]:
     """Of everything that is given, and of the bodies that msgspec reads."""
     structs = [operation.body for operation in operations if isinstance(operation.body, type)]
     _, text_bodies = msgspec.json.schema_components(structs, ref_template=_REF)
-    for name, field in (("ChatBody", "messages"), ("CompletionBody", "prompt")):
-        text_bodies[name]["required"] = [field]
-    return text_bodies | {
+    return text_schemas(text_bodies) | {
         "Error": _record(
             error=_record(message=_TEXT, type=_TEXT, param=_or_null(_TEXT), code=_or_null(_TEXT)),
         ),

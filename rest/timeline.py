@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from braid.diffusion.jobs.messages import Activity, ActivityRequest
-from braid.errors import InvalidRequest
 from braid.rest.ask import ask
 from braid.rest.field_kinds import NUMBER, choice, ranged
 from braid.rest.health import ANSWER_TIMEOUT_S
+from braid.rest.job_routes import read_query
 from braid.rest.media_fields import Field, Table
 from braid.rest.page import ASK_EACH_TIME, FOR_EVER, PAGE_HEADERS, PageFile, WebPage, answer_file
 from braid.tracing.chrome_trace import chrome_steps
@@ -48,24 +48,14 @@ async def timeline(request: Request) -> Response:
     Raises:
         BraidError: there is no engine now.
     """
-    question = ActivityRequest(id=f"timeline-{secrets.token_hex(8)}", seconds=_seconds(request))
+    query = read_query(request, QUERY)
+    question = ActivityRequest(id=f"timeline-{secrets.token_hex(8)}", seconds=float(query.get("seconds", 60.0)))
     found = await ask(request.app.state.engine, question, timeout_s=ANSWER_TIMEOUT_S)
     assert isinstance(found, Activity), found
-    if request.query_params.get("format") == "chrome":
+    if query.get("format") == "chrome":
         headers = {"content-disposition": 'attachment; filename="timeline.json"'}
         return _json(chrome_steps(found.steps), headers=headers)
     return _json({"object": "timeline", "now_s": found.now_s, "steps": found.steps})
-
-
-def _seconds(request: Request) -> float:
-    text = request.query_params.get("seconds", "60")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MAX_SECONDS:
-        raise InvalidRequest(f"seconds={text[:20]!r} must be above 0 and at most {MAX_SECONDS:g}", param="seconds")
-    return seconds
 
 
 def _json(body: object, *, headers: dict[str, str] | None = None) -> Response:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from braid.errors import BraidError, InvalidRequest
 from braid.rest.field_kinds import INTEGER, choice, ranged
+from braid.rest.job_routes import read_query
 from braid.rest.media_fields import Field, Table
 from braid.tracing.chrome_trace import chrome_trace
 from braid.tracing.sampling import TraceSampling
@@ -155,10 +156,8 @@ async def collect(request: Request) -> Response:
 
 async def list_traces(request: Request) -> Response:
     """`GET /v1/traces?limit=N`: the newest first."""
-    text = request.query_params.get("limit", "50")
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_LISTED:
-        raise InvalidRequest(f"limit={text[:20]!r} must be a number from 1 to {MAX_LISTED}", param="limit")
-    return _json({"object": "list", "data": _store(request).recent(int(text))})
+    limit = read_query(request, LIST_QUERY).get("limit", 50)
+    return _json({"object": "list", "data": _store(request).recent(limit)})
 
 
 async def get_trace(request: Request) -> Response:
@@ -167,13 +166,14 @@ async def get_trace(request: Request) -> Response:
     Raises:
         TraceNotFound: it is not there.
     """
+    query = read_query(request, ONE_QUERY)
     asked = request.path_params["id"]
     store = _store(request)
     trace_id = store.trace_of(asked) or asked
     spans = store.get(trace_id)
     if not spans:
         raise TraceNotFound(f"there is no trace {asked[:80]!r}, or it had to make room for newer ones")
-    if request.query_params.get("format") == "chrome":
+    if query.get("format") == "chrome":
         headers = {"content-disposition": f'attachment; filename="trace-{trace_id}.json"'}
         return _json(chrome_trace(spans), headers=headers)
     return _json({"object": "trace", "trace_id": trace_id, "spans": spans})

@@ -56,6 +56,7 @@ STUDIO = {
         "frame_multiple": 8,
     },
 }
+STEP = {"number": 1, "workload": "video", "kind": "denoise", "lane": 0, "start_s": 7.0, "ms": 20.0}
 FILES = {
     "video": {
         "video": "video.mp4", "thumbnail": "thumbnail.webp", "spritesheet": "spritesheet.jpg",
@@ -91,7 +92,7 @@ class ScriptedStudio(ScriptedEngine):
 
     def submit(self, request: Any, on_event: Callable[[Any], None]) -> None:
         if isinstance(request, ActivityRequest):
-            on_event(Activity(request.id, 7.5, ({"kind": "denoise", "requests": self.busy_with},)))
+            on_event(Activity(request.id, 7.5, ({**STEP, "requests": self.busy_with},)))
         elif isinstance(request, ResolveMedia):
             on_event(self._judged(request))
         else:
@@ -129,14 +130,17 @@ class ScriptedStudio(ScriptedEngine):
                 self._awake.clear()
                 continue
             try:
-                status = self._do(lease)
-            except JobCancelled:
-                self._worker.acknowledge_cancel(lease)
-                status = "cancelled"
+                status = self._done(lease)
             except (LeaseLost, JobIsFinal):
                 self._worker.abandon(lease)
                 continue
             self.tell(JobEnded(lease.job_id, status))
+
+    def _done(self, lease: Lease) -> str:
+        try:
+            return self._do(lease)
+        except JobCancelled:
+            return str(self._worker.acknowledge_cancel(lease).status)
 
     def _do(self, lease: Lease) -> str:
         prompt = lease.job.params["prompt"]

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Studio
+from scripted_studio import STEP
 
 from braid.rest.app import create_app
 from braid.rest.openapi import document
@@ -120,7 +121,7 @@ def test_what_can_be_asked_for_now_is_told_for_each_modality(web: httpx.Client, 
 
 def test_activity_is_what_the_engine_tells(web: httpx.Client) -> None:
     assert web.get("/v1/activity", params={"seconds": "1.5"}).json() == {
-        "object": "activity", "now_s": 7.5, "steps": [{"kind": "denoise", "requests": ["video_1"]}]
+        "object": "activity", "now_s": 7.5, "steps": [{**STEP, "requests": ["video_1"]}]
     }  # fmt: skip
     assert web.get("/v1/activity?seconds=61").json()["error"]["param"] == "seconds"
 
@@ -140,3 +141,23 @@ def test_every_url_and_every_field_is_in_the_docs(described: dict[str, Any]) -> 
             bodies = operation.get("requestBody", {"content": {}})["content"]
             for name in bodies.get("multipart/form-data", {"schema": {"properties": {}}})["schema"]["properties"]:
                 assert f"`{name}`" in text, (path, name)
+
+
+def test_a_defect_of_ours_is_told_in_the_form_of_all_errors(web: httpx.Client, studio: Studio) -> None:
+    studio.engine.busy_with = None  # type: ignore[assignment]  # no list of requests: the route cannot know that
+    try:
+        answer = web.get("/v1/timeline?format=chrome")
+    finally:
+        studio.engine.busy_with = ["video_1"]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
+@pytest.mark.parametrize("path", ["/v1/traces", "/v1/traces/x", "/v1/timeline"])
+def test_a_query_that_no_trace_route_has_is_refused(web: httpx.Client, path: str) -> None:
+    assert web.get(path, params={"colour": "red"}).json()["error"]["code"] == "unknown_parameter"
+
+
+def test_a_whole_number_with_a_point_is_a_whole_number(web: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "seed": 5.0}
+    assert web.post("/v1/chat/completions", json=body).status_code == 200
+    assert web.post("/v1/chat/completions", json=body | {"seed": 5.5}).json()["error"]["param"] == "seed"
