@@ -79,7 +79,7 @@ async def one_request(port: int, rng: random.Random) -> str:
     leave_after = rng.randint(0, 12) if rng.random() < 0.4 else None
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         writer.write(head.encode() + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
         await writer.drain()
         if leave_after == 0:

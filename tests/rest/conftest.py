@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 import threading
@@ -23,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages
 from scripted_engine import ScriptedEngine
 from scripted_studio import ScriptedStudio, telling
 
+from braid.diffusion.jobs.failures import JobIsFinal
 from braid.diffusion.jobs.storage import JobStorage
+from braid.rest.access import Access
 from braid.rest.jobs import JobDesk
 from braid.rest.limits import AdmissionLimits
 
@@ -101,12 +104,12 @@ def http(server: Server) -> Iterator[httpx.Client]:
 class Studio:
     """A server with a store of jobs and a scripted engine that works on them."""
 
-    def __init__(self, root: Path, limits: AdmissionLimits | None = None) -> None:
+    def __init__(self, root: Path, limits: AdmissionLimits | None = None, access: Access | None = None) -> None:
         self.root = root
         self.engine = ScriptedStudio(root)
         self.storage = JobStorage.open(root, seat="http")
         self.desk = JobDesk(self.storage, self.engine, limits=limits)
-        self.server = Server(create_app(self.engine, desk=self.desk, max_upload_bytes=1_000_000))
+        self.server = Server(create_app(self.engine, desk=self.desk, access=access, max_upload_bytes=1_000_000))
 
     def __enter__(self) -> Studio:
         self.server.__enter__()
@@ -128,13 +131,17 @@ def shared_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 
 @pytest.fixture
-def studio(shared_studio: Studio) -> Studio:
-    """One for all tests; what it remembers is forgotten for each."""
+def studio(shared_studio: Studio) -> Iterator[Studio]:
+    """One for all tests; what it remembers is forgotten for each, and no test leaves it at work."""
     shared_studio.engine.resolved.clear()
     shared_studio.engine.uploads.clear()
     while not shared_studio.engine.cancelled.empty():
         shared_studio.engine.cancelled.get()
-    return shared_studio
+    yield shared_studio
+    shared_studio.engine.is_paused.clear()
+    for job in shared_studio.desk.store.unfinished():
+        with contextlib.suppress(JobIsFinal):  # it was quicker
+            shared_studio.server.run(shared_studio.desk.cancel(job.id))
 
 
 @pytest.fixture

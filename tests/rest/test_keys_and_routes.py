@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import openai
@@ -79,17 +80,19 @@ def test_a_web_page_of_somebody_else_cannot_drive_a_server_without_keys(start_se
     assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
 
 
-def test_a_user_sees_of_others_requests_only_that_there_are_some(
-    start_server: Start, studio: Studio, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_sees_of_others_requests_only_that_there_are_some(tmp_path: Path) -> None:
+    with Studio(tmp_path, access=ACCESS) as studio:
+        check_what_a_user_sees(studio)
+
+
+def check_what_a_user_sees(studio: Studio) -> None:
     anns = studio.desk.store.create(NewJob(kind="audio", params={"prompt": "a", "seed": 1}, owner="ann")).job.id
     bobs = studio.desk.store.create(NewJob(kind="audio", params={"prompt": "a", "seed": 1}, owner="bob")).job.id
     busy_with = [f"{anns}/0", bobs, f"{bobs}/0", "chatcmpl-1"]
-    monkeypatch.setattr(studio.engine, "busy_with", busy_with)
-    url = start_server(create_app(studio.engine, desk=studio.desk, access=ACCESS)).url
+    studio.engine.busy_with = busy_with
 
     def seen(token: str) -> list[str]:
-        answer = httpx.get(f"{url}/v1/activity", headers={"authorization": f"Bearer {token}"})
+        answer = httpx.get(f"{studio.server.url}/v1/activity", headers={"authorization": f"Bearer {token}"})
         return list(answer.json()["steps"][0]["requests"])
 
     assert seen(BOB) == busy_with  # an administrator
