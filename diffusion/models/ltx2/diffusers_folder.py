@@ -191,6 +191,7 @@ def _connectors_config(section: Section) -> Sections:
     values: dict[str, Any] = {
         "connector_positional_embedding_max_pos": [section.integer("connector_rope_base_seq_len")],
         "connector_apply_gated_attention": section.boolean("video_gated_attn"),
+        "audio_connector_apply_gated_attention": section.boolean("audio_gated_attn"),
     }
     for stream, prefix in (("video", ""), ("audio", "audio_")):
         for key in ("num_attention_heads", "attention_head_dim", "num_layers"):

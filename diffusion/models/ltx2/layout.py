@@ -92,6 +92,12 @@ def connector_width(section: Section, prefix: str) -> int:
     return heads * _connector_integer(section, prefix, "attention_head_dim")
 
 
+def is_connector_gated(section: Section, prefix: str) -> bool:
+    """Whether its attention has a gate a head; what the config does not say of audio is as it is for video."""
+    general = section.boolean("connector_apply_gated_attention", False)
+    return section.boolean(f"{prefix}connector_apply_gated_attention", general)
+
+
 def _attention(name: str, width: int, num_gates: int) -> Named:
     for projection in ("to_q", "to_k", "to_v", "to_out.0"):
         yield from _linear(f"{name}.{projection}", width, width)
@@ -103,7 +109,7 @@ def _attention(name: str, width: int, num_gates: int) -> Named:
 
 def _connector(section: Section, prefix: str, name: str) -> Named:
     width, heads = connector_width(section, prefix), _connector_integer(section, prefix, "num_attention_heads")
-    num_gates = heads if section.boolean("connector_apply_gated_attention", False) else 0
+    num_gates = heads if is_connector_gated(section, prefix) else 0
     yield f"{name}.learnable_registers", (None, width)
     for index in range(_connector_integer(section, prefix, "num_layers")):
         block = f"{name}.transformer_1d_blocks.{index}"

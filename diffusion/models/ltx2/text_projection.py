@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from braid.diffusion.models.ltx2.config import Section
+from braid.diffusion.models.ltx2.layout import TEXT_STREAMS, is_connector_gated
 from braid.diffusion.models.ltx2.modules import KeyNames, Pieces, build_module, finish, with_prefix, without_memory
 from braid.diffusion.models.ltx2.peak_memory import peak_bytes
 from braid.diffusion.operations import PromptEmbeds
@@ -34,7 +35,6 @@ VERSION_2_FLAGS: Mapping[str, bool] = {
     "caption_proj_input_norm": False,
     "caption_projection_second_linear": False,
 }
-STREAMS = ("video", "audio")
 _PREFIXES = ("model.diffusion_model.", "text_embedding_projection.")
 _NAMES = KeyNames((("transformer_1d_blocks", "transformer_blocks"), ("q_norm", "norm_q"), ("k_norm", "norm_k")))
 
@@ -85,9 +85,6 @@ def read_connector_config(config: Section, stream: str, weights: Mapping[str, Te
         general = config.integer(f"connector_{key}", default)
         return config.integer(f"audio_connector_{key}", general) if stream == "audio" else general
 
-    is_gated = config.boolean("connector_apply_gated_attention", False)
-    if stream == "audio":
-        is_gated = config.boolean("audio_connector_apply_gated_attention", is_gated)
     registers = weights.get("learnable_registers")
     # The defaults are those of the official code, which differ from what released files say.
     max_positions = config.integers("connector_positional_embedding_max_pos", (1,))
@@ -96,7 +93,7 @@ def read_connector_config(config: Section, stream: str, weights: Mapping[str, Te
         head_dim=integer("attention_head_dim", 128),
         num_layers=integer("num_layers", 2),
         num_registers=None if registers is None else registers.shape[0],
-        is_gated=is_gated,
+        is_gated=is_connector_gated(config, TEXT_STREAMS[stream]),
         max_position=max_positions[0],
         theta=config.number("positional_embedding_theta", 10000.0),
         rope_type=config.choice("rope_type", ("interleaved", "split"), "interleaved"),
@@ -140,7 +137,7 @@ class TextProjection:
         self._projections: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._configs: dict[str, ConnectorConfig] = {}
         self._connectors: dict[str, Any] = {}
-        for stream in STREAMS:
+        for stream in TEXT_STREAMS:
             own = with_prefix(weights, f"{stream}_embeddings_connector.")
             if not own:
                 continue  # a model of the other stream alone

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from braid.diffusion.models.ltx2.layout import text_tensors
 from braid.diffusion.models.ltx2.modules import finish
 from braid.diffusion.models.ltx2.text_projection import TextProjection, is_version_2
 from braid.diffusion.operations import PromptEmbeds
@@ -111,3 +112,24 @@ def test_missing_tensors_are_named_as_in_the_file() -> None:
     del weights["model.diffusion_model.video_embeddings_connector.transformer_1d_blocks.1.attn1.q_norm.weight"]
     with pytest.raises(ModelFileError, match=r"video connector.*missing transformer_1d_blocks\.1\.attn1\.q_norm"):
         TextProjection(section("transformer", TEXT), weights)
+
+
+@pytest.mark.parametrize(
+    ("keys", "gated"),
+    [
+        ({}, set()),
+        ({"connector_apply_gated_attention": True}, {"video", "audio"}),
+        ({"connector_apply_gated_attention": True, "audio_connector_apply_gated_attention": False}, {"video"}),
+        ({"audio_connector_apply_gated_attention": True}, {"audio"}),
+    ],
+)
+def test_the_gates_of_each_connector_are_what_the_config_says_of_it(keys: dict[str, bool], gated: set[str]) -> None:
+    config = {key: value for key, value in TEXT.items() if key != "connector_apply_gated_attention"} | keys
+    weights = {
+        key: tensor
+        for key, tensor in text_weights(HIDDEN_SIZE, NUM_LAYERS).items()
+        if "to_gate_logits" not in key or any(f"{stream}_embeddings" in key for stream in gated)
+    }
+    TextProjection(section("transformer", config), weights)  # which takes no other tensors
+    expected = text_tensors(section("transformer", config), ("video", "audio"))
+    assert expected.keys() == {key.removeprefix("model.diffusion_model.") for key in weights}
