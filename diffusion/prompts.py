@@ -20,6 +20,7 @@ from braid.diffusion.operations import (
     RewritePrompt,
     TextHiddenStates,
 )
+from braid.errors import ContextLengthExceeded
 from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
 from braid.llm_core.engine.messages import Encoded, Finished, SamplingParams, TextDelta
@@ -30,7 +31,8 @@ from braid.llm_core.text.tokenizer import Tokenizer
 
 RECLAIM_ORDER = 5
 """After cached prefixes, before networks."""
-MAX_REWRITTEN_TOKENS = 512
+MIN_REWRITTEN_TOKENS, MAX_REWRITTEN_TOKENS = 200, 512
+"""Room for the paragraph that is asked for, and for one that became longer."""
 REWRITE_TEMPERATURE = 0.7
 SYSTEM_PROMPT = (
     "You write prompts for a model that makes short films with sound. You are given a user's idea. Answer with one "
@@ -83,12 +85,30 @@ def rewrite_prompt(language: LanguageModelFacts) -> Delegate:
     """`RewritePrompt`, carried out by the language workload."""
 
     def params(operation: RewritePrompt, request_id: str) -> GenerateParams:
-        ids = tuple(_chat_token_ids(operation.prompt, language))
-        room = max(1, language.context_length - len(ids))
-        sampling = SamplingParams(temperature=REWRITE_TEMPERATURE, max_tokens=min(MAX_REWRITTEN_TOKENS, room))
-        return GenerateParams(ids, sampling, abs(operation.seed), min(MAX_REWRITTEN_TOKENS, room))
+        ids = rewriting_token_ids(operation.prompt, language)
+        num_tokens = min(MAX_REWRITTEN_TOKENS, language.context_length - len(ids))
+        sampling = SamplingParams(temperature=REWRITE_TEMPERATURE, max_tokens=num_tokens)
+        return GenerateParams(ids, sampling, abs(operation.seed), num_tokens)
 
     return Delegate(params, Finished, _rewritten, gathers=TextDelta)
+
+
+def rewriting_token_ids(prompt: str, language: LanguageModelFacts) -> tuple[int, ...]:
+    """What the language model is given to rewrite a prompt.
+
+    Raises:
+        ContextLengthExceeded: with an answer it is more than the model can have in mind.
+    """
+    ids = tuple(_chat_token_ids(prompt, language))
+    excess = len(ids) + MIN_REWRITTEN_TOKENS - language.context_length
+    if excess > 0:
+        raise ContextLengthExceeded(
+            f"enhance_prompt: the prompt with its instructions is {len(ids)} tokens, an answer up to "
+            f"{MIN_REWRITTEN_TOKENS} more, and the language model's context is {language.context_length}; shorten the "
+            f"prompt by {excess} tokens, or leave enhance_prompt out",
+            param="prompt",
+        )
+    return ids
 
 
 def _chat_token_ids(prompt: str, language: LanguageModelFacts) -> list[int]:

@@ -45,6 +45,7 @@ from braid.diffusion.prompts import (
     encode_prompt,
     encode_text,
     rewrite_prompt,
+    rewriting_token_ids,
 )
 from braid.diffusion.stage_memory import StageMemory
 from braid.diffusion.storage_options import Quantization, read_offload, read_quantization
@@ -164,6 +165,7 @@ class Diffusion:
             max_piece_macs=max_piece_macs,
         )
         self._prompts = PromptCache(arena)
+        self._language = language
         meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
         self.denoiser = Denoiser(
             self._source,
@@ -196,7 +198,7 @@ class Diffusion:
                 Job: expanded(run_job, self._expansions(), clock),
                 Delivery: expanded(delivered(run_job), self._expansions(), clock),
             },
-            self._handlers(MediaOperations(self._components, self._memory, arena, meter), meter, language),
+            self._handlers(MediaOperations(self._components, self._memory, arena, meter), meter),
             on_checkpoint=on_checkpoint,
             clock=clock,
         )
@@ -206,8 +208,11 @@ class Diffusion:
 
         Raises:
             CannotFit: it never will, whatever else is given back.
+            ContextLengthExceeded: the prompt is to be rewritten, and is too long for that.
         """
         job = resolve(params, self.facts)
+        if params.enhance_prompt and self._language is not None:
+            rewriting_token_ids(params.prompt, self._language)
         terms = Terms(
             budget_bytes=self._arena.lasting_bytes + self._lasting_bytes,
             host_budget_bytes=None if self._host_arena is self._arena else self._host_arena.lasting_bytes,
@@ -243,9 +248,7 @@ class Diffusion:
     def _expansions(self) -> dict[type, Expansion]:
         return {EncodePrompt: lambda operation: encode_prompt(operation, self._prompts)}
 
-    def _handlers(
-        self, media: MediaOperations, meter: Meter, language: LanguageModelFacts | None
-    ) -> dict[type, OperationHandler | Delegate]:
+    def _handlers(self, media: MediaOperations, meter: Meter) -> dict[type, OperationHandler | Delegate]:
         handlers: dict[type, OperationHandler | Delegate] = {
             Denoise: InPieces(self.denoiser.run),
             EncodeImage: InPieces(media.encode_image),
@@ -257,10 +260,10 @@ class Diffusion:
             ProjectText: InPieces(media.project_text),
             WriteFile: InPieces(partial(write_file, meter)),
         }
-        if language is not None:
-            handlers[RewritePrompt] = rewrite_prompt(language)
+        if self._language is not None:
+            handlers[RewritePrompt] = rewrite_prompt(self._language)
             if self.checkpoint.has(Part.TEXT_PROJECTION):
-                handlers[EncodeText] = encode_text(self.checkpoint.text_encoder(), language.tokenizer)
+                handlers[EncodeText] = encode_text(self.checkpoint.text_encoder(), self._language.tokenizer)
         return handlers
 
 

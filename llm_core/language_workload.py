@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from braid.errors import BraidError
+from braid.errors import BraidError, ContextLengthExceeded
 from braid.llm_core.admission import Admission
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import Offer, Request, StepResult
@@ -111,6 +111,7 @@ class LanguageWorkload:
         return isinstance(params, GenerateParams | EncodeParams)
 
     def admit(self, request: Request, now: float) -> None:
+        self._check_length(request.params.longest)
         self._num_admitted += 1
         result_bytes = request.params.num_bytes(self.model.config) if isinstance(request.params, EncodeParams) else 0
         self._admission.take(request.id, num_tokens=request.params.longest, result_bytes=result_bytes)
@@ -123,6 +124,13 @@ class LanguageWorkload:
         if job.is_done:  # nothing but empty prompts
             job.begin(now, 0)
             self._finish(job, now)
+
+    def _check_length(self, num_tokens: int) -> None:
+        """Params may come from another workload, which knows the context or does not."""
+        if num_tokens > self.memory.max_tokens:
+            raise ContextLengthExceeded(
+                f"a sequence of {num_tokens} tokens exceeds the context of {self.memory.max_tokens}"
+            )
 
     def _job(self, request: Request, number: int) -> Job:
         if isinstance(request.params, GenerateParams):

@@ -21,6 +21,7 @@ class SequenceMemory:
         self.pages = pages
         self.prefix_cache = prefix_cache
         self.page_tokens = pages.page_tokens
+        self.max_tokens = max_tokens
         self._tables = BlockTables(max_sequences, -(-max_tokens // pages.page_tokens))
 
     @property

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from braid.diffusion.prompts import LanguageModelFacts
+from braid.errors import ContextLengthExceeded
 from braid.llm_core.core import RequestClass
 from braid.llm_core.decode import GenerateParams
 from braid.llm_core.engine.messages import Finished, SamplingParams, TextDelta
@@ -23,6 +24,7 @@ from braid.tests.tiny_models import write_gguf
 
 HIDDEN_SIZE, NUM_LAYERS = 64, 3
 NUM_CHAT_TOKENS = 40
+CONTEXT_LENGTH = 740
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world_of(folder: Path, language: tuple[TorchModel, Tokenizer]) -> World:
     model, tokenizer = language
     rig = Rig(model, tokenizer, num_pages=64)
-    return World(folder, rig.workload, language=LanguageModelFacts(tokenizer, None, 256))
+    return World(folder, rig.workload, language=LanguageModelFacts(tokenizer, None, CONTEXT_LENGTH))
 
 
 def prompted(seed: int, **changes: Any) -> Any:
-    words = {"prompt_embeds": None, "negative_prompt_embeds": None, "negative_prompt": "grey"}
-    return film(seed, prompt=f"a red fox number {seed}", output_type="latents", **(words | changes))
+    words = {
+        "prompt": f"a red fox number {seed}",
+        "prompt_embeds": None,
+        "negative_prompt_embeds": None,
+        "negative_prompt": "grey",
+    }
+    return film(seed, output_type="latents", **(words | changes))
 
 
 def chat(world: World, name: str) -> None:
@@ -97,3 +104,16 @@ def test_a_prompt_is_rewritten_by_the_same_model(folder: Path, language: tuple[T
     assert first.prompt == second.prompt != "a red fox number 1"
     assert digest(first) == digest(second)
     assert first.latents.video is not None and bool(torch.isfinite(first.latents.video).all())
+
+
+def test_a_prompt_too_long_to_be_rewritten_is_refused_before_any_work(
+    folder: Path, language: tuple[TorchModel, Tokenizer]
+) -> None:
+    world = world_of(folder, language)
+    too_long = prompted(1, prompt="a red fox " * 1_000, enhance_prompt=True, pipeline="one_stage")
+    with pytest.raises(ContextLengthExceeded, match=r"enhance_prompt: .* shorten the prompt by"):
+        world.submit("film", too_long)
+    assert world.kinds() == []
+    chat(world, "chat")
+    world.run()
+    assert len(chatted(world, "chat")) == NUM_CHAT_TOKENS

@@ -15,6 +15,7 @@ from braid.diffusion.operations import (
     TextHiddenStates,
 )
 from braid.diffusion.prompts import (
+    MIN_REWRITTEN_TOKENS,
     LanguageModelFacts,
     PromptCache,
     cleaned,
@@ -22,7 +23,9 @@ from braid.diffusion.prompts import (
     encode_text,
     prompt_token_ids,
     rewrite_prompt,
+    rewriting_token_ids,
 )
+from braid.errors import ContextLengthExceeded
 from braid.llm_core.engine.messages import TextDelta
 from braid.llm_core.memory.arena import Arena
 
@@ -86,6 +89,16 @@ def test_a_rewritten_prompt_is_the_whole_answer() -> None:
     assert (params.seed, params.max_new_tokens, params.sampling.temperature) == (3, 512, 0.7)
     assert bytes(params.prompt_token_ids).endswith(b"user prompt: a fox\n")
     assert delegate.result([TextDelta("id", 0, "- A "), TextDelta("id", 0, "fox")]) == "A fox"
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_with_the_numbers() -> None:
+    tokenizer: Any = Letters()
+    language = LanguageModelFacts(tokenizer, None, 1_000)
+    longest = "a" * (1_000 - MIN_REWRITTEN_TOKENS - len(rewriting_token_ids("", language)))
+    delegate = rewrite_prompt(language)
+    assert delegate.params(RewritePrompt(longest, 1), "id").max_new_tokens == MIN_REWRITTEN_TOKENS
+    with pytest.raises(ContextLengthExceeded, match=r"is 801 tokens.* context is 1000; shorten the prompt by 1 token"):
+        delegate.params(RewritePrompt(longest + "a", 1), "id")
 
 
 def embeds(value: float) -> PromptEmbeds:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from braid.errors import CannotFit, MemoryPressure, RequestCancelled
+from braid.errors import CannotFit, ContextLengthExceeded, MemoryPressure, RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.decode import GenerateParams
 from braid.llm_core.encode import EncodeParams
@@ -505,3 +505,14 @@ def test_where_peaks_cannot_be_measured_the_prediction_is_told(rigs: Any, model:
     assert rig.workload.run(rig.offers(), budget_ms=1000).peak_bytes == model.workspace_bytes(20, 1)
     for _ in range(5):
         assert rig.workload.run(rig.offers(), budget_ms=1000).peak_bytes == model.workspace_bytes(1, 1)
+
+
+def test_a_sequence_longer_than_the_tables_is_refused_and_holds_no_page(rigs: Any) -> None:
+    rig = rigs(256)
+    for params in (
+        GenerateParams(tuple([5] * 2_000), SamplingParams(max_tokens=100), 1, 100),
+        EncodeParams((tuple([5] * 2_049),), (0,), 2_049, "left"),
+    ):
+        with pytest.raises(ContextLengthExceeded, match="exceeds the context of 2048"):
+            rig.workload.admit(Request("long", params, lambda event: None), 0.0)
+    assert rig.pages.used_pages == 0 and list(rig.workload.offers(0.0)) == []
