@@ -66,7 +66,7 @@ def create_app(
         routes=_routes(),
         openapi_url=None,
         redirect_slashes=False,
-        exception_handlers={BraidError: _braid_error, HTTPException: _router_error, Exception: _our_error},
+        exception_handlers={BraidError: _braid_error, HTTPException: _router_error},
     )
     protect(app, access or Access())
     traces, metrics = traces or HttpTraces({}), HttpMetrics()
@@ -120,11 +120,6 @@ def _route(path: str, by_method: dict[str, tuple[str, Endpoint]]) -> Route:
 async def _braid_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BraidError)
     return error_response(error)
-
-
-async def _our_error(request: Request, error: Exception) -> Response:
-    """A defect of ours: it is logged with its traceback by whoever runs the app, and told without."""
-    return error_response(BraidError("the server failed; its log says why"))
 
 
 async def _router_error(request: Request, error: Exception) -> Response:

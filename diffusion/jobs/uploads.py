@@ -128,6 +128,8 @@ def _check_header(container: Any, limits: UploadLimits, param: str) -> None:
         _check_at_most(param, "pixels a frame", stream.width * stream.height, limits.max_frame_pixels)
         _check_at_most(param, "frames", stream.frames, limits.max_frames)
     for stream in container.streams.audio[:1]:
+        if stream.codec_context is None:
+            raise InvalidRequest(f"{param}: nothing here can decode its sound", param=param)
         _check_at_most(param, "samples a second", stream.rate, limits.max_sample_rate)
 
 

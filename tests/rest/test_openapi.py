@@ -143,15 +143,6 @@ def test_every_url_and_every_field_is_in_the_docs(described: dict[str, Any]) -> 
                 assert f"`{name}`" in text, (path, name)
 
 
-def test_a_defect_of_ours_is_told_in_the_form_of_all_errors(web: httpx.Client, studio: Studio) -> None:
-    studio.engine.busy_with = None  # type: ignore[assignment]  # no list of requests: the route cannot know that
-    try:
-        answer = web.get("/v1/timeline?format=chrome")
-    finally:
-        studio.engine.busy_with = ["video_1"]
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-
-
 @pytest.mark.parametrize("path", ["/v1/traces", "/v1/traces/x", "/v1/timeline"])
 def test_a_query_that_no_trace_route_has_is_refused(web: httpx.Client, path: str) -> None:
     assert web.get(path, params={"colour": "red"}).json()["error"]["code"] == "unknown_parameter"

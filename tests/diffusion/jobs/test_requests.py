@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,12 @@ import torch
 from braid.diffusion.job import Job
 from braid.diffusion.jobs.requests import MediaJob, read_media
 from braid.diffusion.jobs.uploads import UploadLimits
-from braid.diffusion.model_facts import ModelFacts
-from braid.diffusion.params import GenerationParams
-from braid.diffusion.validation import resolve
 from braid.errors import InvalidRequest, MissingField, Unsupported
 from braid.multimodal.images import save_image
 from braid.multimodal.sound import save_wav
 from braid.multimodal.video_writer import VideoWriter
-from braid.tests.diffusion.rig import open_diffusion, write_files
-
-
-@dataclass(frozen=True)
-class FakeModel:
-    facts: ModelFacts
-
-    def resolve(self, params: GenerationParams) -> Job:
-        return resolve(params, self.facts)
+from braid.tests.diffusion.jobs.fake_model import FakeModel, fake_model
+from braid.tests.diffusion.rig import write_files
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +33,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_frames(torch.randint(0, 256, (17, 64, 64, 3), generator=generator, dtype=torch.uint8))
     writer.add_audio(torch.randn(2, 16000, generator=generator) / 4)
     writer.close()
+    for name, codec in (("clip.mp4", b"avc1"), ("sound.wav", b"\x01\x00\x02\x00")):
+        data = (folder / name).read_bytes()
+        assert codec in data
+        (folder / f"unknown_{name}").write_bytes(data.replace(codec, b"\xfe\x9a\x02\x00"))
     (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n")
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[FakeModel]:
-    diffusion = open_diffusion(folder)
-    try:
-        yield FakeModel(replace(diffusion.facts, has_language_model=True))
-    finally:
-        diffusion.close()
+    with fake_model(folder) as model:
+        yield model
 
 
 def read(model: FakeModel, folder: Path, kind: str = "video", **params: Any) -> MediaJob:
@@ -134,6 +125,8 @@ WRONG: list[tuple[str, dict[str, Any], str, type[InvalidRequest]]] = [
     ("video", {"images": [{"image": {"input": "sound.wav"}}]}, "images.0.image", InvalidRequest),
     ("video", {"video": {"input": "picture.png"}}, "video", InvalidRequest),
     ("video", {"video": {"input": "playlist.mp4"}}, "video", InvalidRequest),
+    ("video", {"pipeline": "extend", "video": {"input": "unknown_clip.mp4"}}, "video", InvalidRequest),
+    ("video", {"pipeline": "a2vid", "waveform": {"input": "unknown_sound.wav"}}, "waveform", InvalidRequest),
     ("video", {"num_context_frames": 3}, "num_context_frames", InvalidRequest),
     ("video", {"adapters": [{"strengths": 1}]}, "adapters.0.name", MissingField),
     ("video", {"adapters": ["unknown"]}, "adapters", InvalidRequest),

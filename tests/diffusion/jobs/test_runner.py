@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from braid.diffusion.job import Job
 from braid.diffusion.jobs.failures import DiskFull, StoreBusy
 from braid.diffusion.jobs.job_trace import TRACE_PARENT
 from braid.diffusion.jobs.messages import CancelJob, JobEnded, JobsWaiting
@@ -20,17 +19,15 @@ from braid.diffusion.jobs.runner import JobRunner, RunnerLimits
 from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
-from braid.diffusion.model_facts import ModelFacts
-from braid.diffusion.params import GenerationParams
 from braid.diffusion.state import PipelineState
-from braid.diffusion.validation import resolve
 from braid.errors import CannotFit, InvalidRequest, NotReady, RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.engine.engine import WorkRequest
 from braid.llm_core.engine.failure import failed
 from braid.llm_core.pipeline import Completed, Progressed, Resumed
 from braid.llm_core.scheduler.journal import Journal
-from braid.tests.diffusion.rig import embeds, open_diffusion, write_files
+from braid.tests.diffusion.jobs.fake_model import FakeModel, fake_model
+from braid.tests.diffusion.rig import embeds, write_files
 from braid.tracing.job_span import JobTrace
 from braid.tracing.span import Span
 
@@ -61,19 +58,10 @@ class FakeEngine:
             sink(failed(request_id, RequestCancelled(reason)))
 
 
-@dataclass(frozen=True)
-class FakeModel:
-    facts: ModelFacts
-
-    def resolve(self, params: GenerationParams) -> Job:
-        return resolve(params, self.facts)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeModel]:
-    diffusion = open_diffusion(write_files(tmp_path_factory.mktemp("toy")))
-    yield FakeModel(replace(diffusion.facts, has_language_model=True))
-    diffusion.close()
+    with fake_model(write_files(tmp_path_factory.mktemp("toy"))) as model:
+        yield model
 
 
 @dataclass
