@@ -94,7 +94,7 @@ def build_engine(
 
     Args:
         on_crash: see `Engine`.
-        keep_spans: None keeps the last traces in this process.
+        keep_spans: None keeps the last traces in this process, and exports them from here.
         open_spans: see `EngineTracing`.
     Raises:
         BraidError: the model is unknown, broken, not supported or too large for the budget.
@@ -123,7 +123,7 @@ def build_engine(
         limits=limits,
     )
     scheduler = _scheduler([workload], config, backend)
-    tracing = _tracing(scheduler, keep_spans or TraceStore().add, open_spans)
+    tracing = _tracing(scheduler, keep_spans, open_spans)
 
     def release() -> None:
         model.close()
@@ -153,7 +153,7 @@ def build_engine_without_language(config: BraidConfig) -> Engine:
     arena = Arena(config.memory_budget_bytes or default_budget_bytes(backend.device))
     torch.set_num_threads(backend.num_threads)
     scheduler = _scheduler([], config, backend)
-    tracing = _tracing(scheduler, TraceStore().add)
+    tracing = _tracing(scheduler)
     return Engine(
         scheduler,
         ready=EngineReady(()),
@@ -170,8 +170,11 @@ def _scheduler(workloads: Sequence[Workload], config: BraidConfig, backend: Back
     return Scheduler(workloads, limits=limits, max_waiting_requests=config.max_waiting_requests)
 
 
-def _tracing(scheduler: Scheduler, keep: KeepSpans, open_spans: Path | None = None) -> EngineTracing:
-    tracing = EngineTracing(keep, os.environ, open_spans=open_spans)
+def _tracing(scheduler: Scheduler, keep: KeepSpans | None = None, open_spans: Path | None = None) -> EngineTracing:
+    """Who keeps the spans of an engine exports them, too."""
+    tracing = EngineTracing(
+        keep or TraceStore().add, os.environ, open_spans=open_spans, exports_spans=keep is None
+    )
     scheduler.journal.subscribe(tracing.note_step)
     return tracing
 

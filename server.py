@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from braid.rest.access import Access
     from braid.rest.child import Tell
+    from braid.rest.http_traces import HttpTraces
     from braid.rest.jobs import JobDesk
     from braid.rest.remote_files import RemoteFiles
     from braid.rest.supervisor import Supervisor
@@ -191,7 +192,7 @@ async def _serve(
     name = config.video.model if config.video is not None else config.engine.model
     traces = HttpTraces(os.environ)
     supervisor = Supervisor(children.start, name=name, first=children.first, on_ready=greet, on_spans=traces.take)
-    async with _job_desk(config, supervisor, access) as desk, _webhooks(desk, access) as webhooks:
+    async with _job_desk(config, supervisor, access) as desk, _webhooks(desk, access, traces) as webhooks:
         app = create_app(
             supervisor,
             desk=desk,
@@ -245,7 +246,9 @@ async def _job_desk(
 
 
 @contextlib.asynccontextmanager
-async def _webhooks(desk: JobDesk | None, access: Access | None) -> AsyncIterator[Webhooks | None]:
+async def _webhooks(
+    desk: JobDesk | None, access: Access | None, traces: HttpTraces
+) -> AsyncIterator[Webhooks | None]:
     """What tells the ends of jobs, if there is a secret to sign with."""
     if desk is None or access is None or access.webhook_secret is None:
         yield None
@@ -253,7 +256,8 @@ async def _webhooks(desk: JobDesk | None, access: Access | None) -> AsyncIterato
     from braid.rest.guarded_http import GuardedClient
     from braid.rest.webhooks import Webhooks
 
-    webhooks = Webhooks(desk.storage, access.webhook_secret, GuardedClient(trusted_hosts=access.trusted_hosts))
+    client = GuardedClient(trusted_hosts=access.trusted_hosts)
+    webhooks = Webhooks(desk.storage, access.webhook_secret, client, give_span=traces.give_one)
     webhooks.start()
     try:
         yield webhooks

@@ -228,4 +228,5 @@ def _step(entry: JournalEntry) -> dict[str, Any]:
         "requests": list(entry.request_ids),
         "start_s": entry.start,
         "ms": _ms(entry),
+        "device_ms": entry.device_ms,
     }

@@ -26,6 +26,7 @@ from braid.rest.logprobs import ChatLogprobs, chat_logprobs
 from braid.rest.models import ServedModel, resolve
 from braid.rest.sampling import MAX_TOP_LOGPROBS, Int64, SamplingFields, request_class, sampling_params
 from braid.rest.stream import answer
+from braid.rest.trace_place import traceparent_of
 from braid.rest.usage import UsageBody, usage_body
 
 HINTS = frozenset(
@@ -79,7 +80,7 @@ async def chat_completions(request: Request) -> Response:
     check_supported(body)
     model = resolve(state.engine.ready, body.model)
     generate = chat_request(body, model=model, request_id=completion_id("chatcmpl"))
-    generate = msgspec.structs.replace(generate, traceparent=request.state.traceparent, tenant=request.state.owner)
+    generate = msgspec.structs.replace(generate, traceparent=traceparent_of(request), tenant=request.state.owner)
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     form = ChatFormat(generate.id, model.name, include_usage=include_usage, has_logprobs=bool(body.logprobs))
     return await answer(request, state.engine, [generate], form, is_stream=bool(body.stream))

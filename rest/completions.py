@@ -36,6 +36,7 @@ from braid.rest.sampling import (
     sampling_params,
 )
 from braid.rest.stream import answer
+from braid.rest.trace_place import traceparent_of
 from braid.rest.usage import UsageBody, usage_body
 
 MAX_PROMPTS = 128
@@ -74,7 +75,7 @@ async def completions(request: Request) -> Response:
         body,
         model=model,
         answer_id=answer_id,
-        traceparent=request.state.traceparent,
+        traceparent=traceparent_of(request),
         tenant=request.state.owner,
     )
     form = CompletionFormat(

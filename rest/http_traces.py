@@ -1,4 +1,7 @@
-"""The spans that HTTP has: its own, which it exports as well, and those that engines and other programs send it."""
+"""The spans that HTTP has: its own and those of engines, which it exports, and those that other programs send it.
+
+Engines leave the export to this process: it costs no device a moment, and a killed engine takes little with it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class HttpTraces:
         self._export = export_from(environment)
 
     def give_away(self, spans: list[Span]) -> None:
-        """Spans of this process."""
+        """Spans of this process or of an engine."""
         self.store.add(spans)
         if self._export is not None:
             self._export.add(spans)
@@ -33,8 +36,8 @@ class HttpTraces:
         self.give_away([span])
 
     def take(self, event: SpansEnded) -> None:
-        """Spans of an engine, which exports them itself."""
-        self.store.add(event.spans)
+        """Spans of an engine."""
+        self.give_away(list(event.spans))
 
     def close(self) -> None:
         """Send what is not sent yet; may wait for the network."""

@@ -17,6 +17,7 @@ from braid.rest.jobs import Asked
 from braid.rest.media_models import MediaModel, media_model
 from braid.rest.media_refs import MediaInputs, MediaRef
 from braid.rest.sampling import PRIORITIES
+from braid.rest.trace_place import traceparent_of
 from braid.rest.webhooks import check_webhook_url
 
 MAX_KEY = 200
@@ -102,7 +103,7 @@ class MediaRequest:
             facts=self.facts | {ASKED: self.asked | {PARAMS: self.fields}},
             request={"url": self._request.url.path, "fields": _fingerprint(self._body.fields)},
             idempotency_key=_idempotency_key(self._request),
-            traceparent=self._request.state.traceparent,
+            traceparent=traceparent_of(self._request),
             count=count,
         )
 

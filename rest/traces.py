@@ -22,7 +22,7 @@ from braid.rest.job_routes import read_query
 from braid.rest.media_fields import Field, Table
 from braid.tracing.chrome_trace import chrome_trace
 from braid.tracing.sampling import TraceSampling
-from braid.tracing.span import AttributeValue, Span
+from braid.tracing.span import AttributeValue, Span, new_span_id
 from braid.tracing.trace_context import TraceContext, new_trace, read_traceparent
 
 if TYPE_CHECKING:
@@ -118,7 +118,26 @@ class TraceRequests:
             seconds = time.monotonic() - began
             self._responded(scope["method"], _route(scope), status, seconds)
             if own.is_sampled:
-                self._give_away([_server_span(scope, own, parent_id, status, start_ns, seconds)])
+                server = _server_span(scope, own, parent_id, status, start_ns, seconds)
+                self._give_away([server, *_validation(scope, server)])
+
+
+def _validation(scope: Scope, server: Span) -> list[Span]:
+    """From the request's header until it was found right; nothing where nobody looked."""
+    validated_ns: int | None = scope["state"].get("validated_ns")
+    if validated_ns is None:
+        return []
+    end_ns = min(max(validated_ns, server.start_ns), server.end_ns)
+    return [
+        Span(
+            trace_id=server.trace_id,
+            span_id=new_span_id(),
+            parent_id=server.span_id,
+            name="validation",
+            start_ns=server.start_ns,
+            end_ns=end_ns,
+        )
+    ]
 
 
 def _server_span(

@@ -12,12 +12,14 @@ import time
 
 import msgspec
 
+from braid.diffusion.jobs.job_trace import GiveSpan, trace_of
 from braid.diffusion.jobs.outbox import DueWebhook, WebhookOutbox
 from braid.diffusion.jobs.records import JobRecord
 from braid.diffusion.jobs.storage import JobStorage
 from braid.errors import BraidError, InvalidRequest, Unsupported
 from braid.rest.guarded_http import GuardedClient, Limits, RemoteRequestFailed, parse_url
 from braid.rest.webhook_secret import VARIABLE, WebhookSecret
+from braid.tracing.span import Span, new_span_id
 
 logger = logging.getLogger("braid.rest")
 
@@ -64,7 +66,11 @@ def check_webhook_url(webhooks: Webhooks | None, url: object) -> str:
 
 
 class Webhooks:
-    """Sends what is due. One of a server; `start` it on the event loop, and `close` it before its storage."""
+    """Sends what is due. One of a server; `start` it on the event loop, and `close` it before its storage.
+
+    Args:
+        give_span: gets one for each attempt.
+    """
 
     def __init__(
         self,
@@ -75,8 +81,10 @@ class Webhooks:
         delays_s: tuple[float, ...] = DELAYS_S,
         timeout_s: float = TIMEOUT_S,
         poll_s: float = POLL_S,
+        give_span: GiveSpan = lambda span: None,
     ) -> None:
         self._storage = storage
+        self._give_span = give_span
         self._outbox = WebhookOutbox(storage, delays_s)
         self._secret = secret
         self._client = client
@@ -116,11 +124,14 @@ class Webhooks:
             task.add_done_callback(self._sending.discard)
 
     async def _deliver(self, webhook: DueWebhook) -> None:
+        began_ns, problem = time.time_ns(), None
         try:
             is_over = await self._is_delivered(webhook)
         except BraidError as error:
-            is_over = webhook.is_last
+            is_over, problem = webhook.is_last, error.code
             logger.warning("webhook of job %s, attempt %d: %s", webhook.job.id, webhook.attempt, error)
+        for span in _spans(webhook, began_ns, problem):
+            self._give_span(span)
         if not is_over:
             return
         try:
@@ -147,3 +158,23 @@ class Webhooks:
         if not 200 <= answer.status < 300:
             raise RemoteRequestFailed(f"it was answered with status {answer.status}")
         return True
+
+
+def _spans(webhook: DueWebhook, began_ns: int, error: str | None) -> list[Span]:
+    """The attempt, under its job; none where nobody traces the job."""
+    trace = trace_of(webhook.job)
+    if trace is None:
+        return []
+    return [
+        Span(
+            trace_id=trace.trace_id,
+            span_id=new_span_id(),
+            parent_id=trace.span_id,
+            name="webhook",
+            kind="client",
+            start_ns=began_ns,
+            end_ns=max(time.time_ns(), began_ns),
+            attributes={"braid.job.id": webhook.job.id, "braid.attempt": webhook.attempt},
+            error=error,
+        )
+    ]

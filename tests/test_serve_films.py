@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def served(
+    folder: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     command = [sys.executable, "-m", "braid.cli", "serve", "--port", "0", "--threads", "2", "--memory", "1GiB"]
     command += ["--video", str(folder / "model.safetensors"), "--data-dir", str(folder / "data")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    variables = {**os.environ, "OMP_NUM_THREADS": "2", **(environment or {})}
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, env=variables)
     try:
         assert process.stdout is not None
         url = None

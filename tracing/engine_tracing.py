@@ -9,7 +9,6 @@ from braid.tracing.measurements import Measurements
 from braid.tracing.metric_families import Family
 from braid.tracing.otel_export import export_from
 from braid.tracing.otel_metrics import metric_push_from
-from braid.tracing.request_trace import AttributeValue, RequestTrace
 from braid.tracing.sampling import sampling_from
 from braid.tracing.span import Span, SpansEnded
 from braid.tracing.step_record import StepRecord
@@ -28,14 +27,20 @@ class EngineTracing:
         keep: gets spans as they end, beside the endpoint that the environment names; on the tracer's thread.
         environment: where OpenTelemetry's variables are looked up.
         open_spans: a file of this engine's seat, see `OpenSpanFile`.
+        exports_spans: False where whoever keeps them does that: then less is lost when this process is killed.
     """
 
     def __init__(
-        self, keep: Callable[[list[Span]], None], environment: Mapping[str, str], *, open_spans: Path | None = None
+        self,
+        keep: Callable[[list[Span]], None],
+        environment: Mapping[str, str],
+        *,
+        open_spans: Path | None = None,
+        exports_spans: bool = True,
     ) -> None:
         self._keep = keep
         self._measurements = Measurements()
-        self._export = export_from(environment)
+        self._export = export_from(environment) if exports_spans else None
         self._push = metric_push_from(environment, self.families)
         self.num_spans = 0
         """Given away so far."""
@@ -46,18 +51,9 @@ class EngineTracing:
             measure=self._measurements.take,
             open_spans=open_spans,
         )
-        self.note_step: Callable[[StepRecord], None] = self._tracer.note_step
-
-    def open(
-        self,
-        request_id: str,
-        traceparent: str | None,
-        *,
-        name: str = "request",
-        attributes: Mapping[str, AttributeValue] | None = None,
-    ) -> RequestTrace:
+        self.open = self._tracer.open
         """See `Recorder.open`."""
-        return self._tracer.open(request_id, traceparent, name=name, attributes=attributes)
+        self.note_step: Callable[[StepRecord], None] = self._tracer.note_step
 
     def give_away(self, span: Span) -> None:
         """A span that was made elsewhere, such as a job's."""

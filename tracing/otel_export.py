@@ -32,20 +32,27 @@ class OtelExport:
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         self._resource = Resource.create({"service.name": "braid"})
         self._processor = BatchSpanProcessor(exporter)
+        self._converter = ThreadPoolExecutor(1, thread_name_prefix="braid-export")
 
     def add(self, spans: Iterable[Span]) -> None:
-        """Queue spans; never blocks."""
-        for span in spans:
-            self._processor.on_end(readable(span, self._resource))
+        """Queue spans; never blocks, and costs the caller's thread next to nothing."""
+        self._converter.submit(self._convert, tuple(spans))
 
     def close(self) -> None:
         """Send what is queued, and end."""
+        self._converter.shutdown()
         self._processor.shutdown()  # type: ignore[no-untyped-call]
+
+    def _convert(self, spans: tuple[Span, ...]) -> None:
+        for span in spans:
+            self._processor.on_end(readable(span, self._resource))
 
 
 def export_from(environment: Mapping[str, str]) -> OtelExport | None:

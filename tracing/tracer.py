@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from braid.tracing.open_span_file import OpenSpanFile
 from braid.tracing.recorder import Noted, Recorder
-from braid.tracing.request_trace import AttributeValue, RequestTrace
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import Span
 from braid.tracing.step_record import StepRecord
@@ -56,21 +55,12 @@ class Tracer:
         self._tick_s = tick_s
         self._lock = threading.Lock()
         self._is_closing = threading.Event()
+        self.open = self._recorder.open
+        """See `Recorder.open`."""
         self.note_step: Callable[[StepRecord], None] = self._recorder.note_step
         self._give(self._file.take_interrupted() if self._file is not None else [])
         self._thread = threading.Thread(target=self._run, name="braid-tracer", daemon=True)
         self._thread.start()
-
-    def open(
-        self,
-        request_id: str,
-        traceparent: str | None,
-        *,
-        name: str = "request",
-        attributes: Mapping[str, AttributeValue] | None = None,
-    ) -> RequestTrace:
-        """See `Recorder.open`."""
-        return self._recorder.open(request_id, traceparent, name=name, attributes=attributes)
 
     def flush(self) -> None:
         """Give away what has ended up to now; a request's last span may take `trace_builder.GRACE_S` longer."""

@@ -111,3 +111,28 @@ def check_tree(spans: list[Span], *, outside: str | None = None) -> None:
             assert span.parent_id in by_id, f"{span.name} is an orphan"
             parent = by_id[span.parent_id]
             assert parent.start_ns <= span.start_ns <= span.end_ns <= parent.end_ns, (span.name, parent.name)
+
+
+def check_forest(spans: list[Span], *, outside: str) -> None:
+    """All that one caller asked for, in one trace: no orphans, and times nest.
+
+    What is done after its asker was answered only begins within: a job, and the telling of its end. So does what is
+    ended because its asker has left.
+
+    Args:
+        outside: the id of the caller's span, which is not among them.
+    """
+    assert spans
+    assert len({span.trace_id for span in spans}) == 1
+    by_id = {span.span_id: span for span in spans}
+    assert len(by_id) == len(spans)
+    for span in spans:
+        assert span.start_ns <= span.end_ns, span
+        if span.parent_id == outside:
+            assert span.kind == "server", span
+            continue
+        assert span.parent_id in by_id, f"{span.name} is an orphan"
+        parent = by_id[span.parent_id]
+        assert parent.start_ns <= span.start_ns, (span, parent)
+        ends_later = span.name in ("job", "webhook") or (parent.kind == "server" and span.error == "request_cancelled")
+        assert ends_later or span.end_ns <= parent.end_ns, (span, parent)
