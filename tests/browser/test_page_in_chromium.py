@@ -221,9 +221,13 @@ def test_a_work_is_deleted_only_after_a_question(open_page: Open) -> None:
     prompt = anew("a film to be deleted")
     make(page, "video", prompt, width=64, height=64, num_frames=9, num_inference_steps=2)
     page.wait_for(card(prompt, "completed"), timeout_s=WORK_S)
+    place = "JSON.stringify(document.querySelector('.viewer-actions').getBoundingClientRect())"
     for answer in ("[value=no]", "[value=yes]"):
         page.evaluate(f"{card(prompt)}.querySelector('button').click()")
         page.wait_for("document.querySelector('.viewer').open")
+        before = page.evaluate(place)
+        page.wait_for("document.querySelector('.viewer video').readyState > 0")
+        assert page.evaluate(place) == before  # nothing moves under the pointer when the film has loaded
         page.click(".viewer-actions button:last-child")
         page.wait_for("document.querySelector('#confirm').open")
         page.click(f"#confirm {answer}")

@@ -22,6 +22,7 @@ export class Viewer {
     this.#api = api;
     this.#handlers = handlers;
     this.#dialog.addEventListener("close", () => {
+      if (this.#dialog.open) return; // the event comes late: it is open again
       this.#dialog.replaceChildren(); // a film that nobody sees does not play on
       this.#work?.card.focus();
       this.#work = null;
@@ -78,9 +79,10 @@ export class Viewer {
       stage.append(live.preview ? h("img", { src: live.preview, alt: "Preview" }) : h("p", {}, stageOf(job, live)));
       return;
     }
+    const shown = player(kind, job); // takes its room before it has loaded: nothing moves under the pointer
+    stage.append(shown);
     try {
-      const url = await this.#api.mediaUrl(contentPath(kind, job.id, VARIANT[kind]));
-      stage.append(player(kind, url, job));
+      shown.src = await this.#api.mediaUrl(contentPath(kind, job.id, VARIANT[kind]));
     } catch (error) {
       tell(problem, error);
     }
@@ -158,13 +160,15 @@ function tell(place, error) {
   show(place, true);
 }
 
-function player(kind, url, job) {
+function player(kind, job) {
   const label = job.prompt ?? "";
-  if (kind === "image") return h("img", { src: url, alt: label });
-  if (kind === "audio") return h("audio", { src: url, controls: true, "aria-label": label });
+  if (kind === "audio") return h("audio", { controls: true, "aria-label": label });
+  const [width, height] = sizeOf(job);
+  if (kind === "image") return h("img", { width, height, alt: label });
   const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
   return h("video", {
-    src: url,
+    width,
+    height,
     controls: true,
     loop: true,
     playsinline: true,
