@@ -2,69 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL
 
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
 from braid.tests.diffusion.jobs.job_rig import Clock, opened
-
-_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Path]:
-    """A running cluster, by the folder of its socket."""
-    pytest.importorskip("psycopg", reason="no PostgreSQL driver: pip install 'braid[postgresql]'")
-    binaries = Path(path).resolve().parent if (path := shutil.which("pg_ctl")) else next(iter(_BINARIES), None)
-    if binaries is None:
-        pytest.skip("no PostgreSQL server programs here (Debian: postgresql)")
-    user = _unprivileged_user()
-    folder = Path(tempfile.mkdtemp(prefix="braid-pg-"))
-    if user is not None:
-        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run(
-            command, check=True, capture_output=True, user=user, cwd=folder, env={"LC_ALL": "C"}, timeout=120
-        )
-
-    run(str(binaries / "initdb"), "-D", str(data), "-U", "braid", "-A", "trust", "--no-sync", "-E", "UTF8")
-    options = f"-c listen_addresses='' -c fsync=off -c max_connections=40 -k {folder}"
-    run(str(binaries / "pg_ctl"), "-D", str(data), "-l", str(folder / "log"), "-w", "-o", options, "start")
-    try:
-        yield folder
-    finally:
-        run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def new_postgresql_database(postgresql: Path) -> Callable[[], URL]:
-    """Makes empty databases."""
-
-    def make() -> URL:
-        url = URL.create("postgresql+psycopg", username="braid", database="postgres", query={"host": str(postgresql)})
-        name = f"jobs_{next(_numbers)}"
-        engine = create_engine(url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        engine.dispose()
-        return url.set(database=name)
-
-    return make
+from braid.tests.diffusion.jobs.postgresql import new_postgresql_database, postgresql  # noqa: F401
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -95,11 +43,3 @@ def store(storage: JobStorage) -> JobStore:
 @pytest.fixture
 def worker(storage: JobStorage) -> JobWorker:
     return JobWorker(storage)
-
-
-def _unprivileged_user() -> str | None:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return next((name for name in ("postgres", "nobody") if name in names), None)

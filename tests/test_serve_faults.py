@@ -1,0 +1,192 @@
+"""What a whole server survives: either process, or both, killed at any moment, with a stream open, or beside another.
+
+What one process survives is tested beside it; what HTTP says of a full disk and a locked database, in `tests/rest`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import URL
+
+from braid.diffusion.jobs.retention import remove_strays
+from braid.diffusion.jobs.storage import JobStorage
+from braid.diffusion.jobs.store import JobStore
+from braid.tests.diffusion.jobs.postgresql import new_postgresql_database, postgresql  # noqa: F401
+from braid.tests.serve_rig import Served, files_of, served, until
+from braid.tests.serving_rig import toy_config
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+
+FILM: dict[str, Any] = {
+    "prompt": "a red fox", "pipeline": "two_stage_hq", "height": 128, "width": 128, "num_frames": 9, "seed": 3,
+    "num_inference_steps": 12,
+}  # fmt: skip
+NUM_KILLS = 20
+KILLED = {"both": {}, "parent": {"child": False}, "child": {"parent": False}}
+LEASE_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("films")
+
+
+def told(server: Served, job_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a job."""
+    with server.client.stream("GET", f"/v1/videos/{job_id}/events") as stream:
+        kind = ""
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                yield kind, json.loads(line.removeprefix("data: "))
+
+
+def wait_working(server: Served, job_id: str) -> None:
+    """Until some steps of it are done."""
+    for kind, data in told(server, job_id):
+        if kind == "progress" and (data["step"] or 0) >= 2:
+            return
+
+
+@pytest.mark.soak
+def test_a_film_that_is_killed_at_random_moments_has_the_bits_of_one_that_is_not(folder: Path) -> None:
+    config = toy_config(folder, data_dir=str(folder / "killed"))
+    chance, when = random.Random(5), Counter[str]()
+    with served(config) as server:
+        began = time.monotonic()
+        whole = server.ask(FILM)
+        assert server.finished(whole)["status"] == "completed"
+        length_s = time.monotonic() - began
+        film = server.film(whole)
+    number = 0
+    while number < NUM_KILLS:
+        with served(config) as server:
+            while number < NUM_KILLS:
+                killed = list(KILLED)[number % len(KILLED)]
+                job_id = server.ask(FILM)
+                time.sleep(length_s * number / NUM_KILLS + chance.uniform(0, length_s / NUM_KILLS))
+                job = server.client.get(f"/v1/videos/{job_id}").json()
+                when[f"{killed}: {job['stage'] or job['status']}"] += 1
+                server.kill(**KILLED[killed])
+                number += 1
+                if killed != "child":
+                    break
+                assert server.finished(job_id)["status"] == "completed"
+                assert server.film(job_id) == film
+        if killed != "child":
+            with served(config) as server:
+                assert server.finished(job_id)["status"] == "completed"
+                assert server.film(job_id) == film
+    print(f"\nkilled {NUM_KILLS} times in {length_s:.1f} s of work: {dict(when)}")
+
+
+@pytest.mark.slow
+def test_streams_tell_the_end_of_either_process_and_jobs_go_on(folder: Path) -> None:
+    config = toy_config(folder, data_dir=str(folder / "streams"))
+    with served(config) as server:
+        job_id = server.ask(FILM)
+        heard: list[str] = []
+        talking = threading.Thread(target=talk_until_error, args=(server, heard))
+        events = told(server, job_id)
+        assert next(events)[0] == "progress"
+        talking.start()
+        until(lambda: len(heard) > 3)
+        server.kill(parent=False)
+        talking.join(30)
+        assert json.loads(heard[-1])["error"]["code"] in ("engine_died", "not_ready")  # clear, and at once
+        kinds = [kind for kind, _ in events]
+        assert kinds[-1] == "done"  # the job's own stream waited for the next engine
+        assert server.client.get(f"/v1/videos/{job_id}").json()["status"] == "completed"
+        film = server.film(job_id)
+
+        job_id = server.ask(FILM)
+        events = told(server, job_id)
+        assert next(events)[0] == "progress"
+        server.kill(child=False)
+        with pytest.raises(httpx.TransportError):
+            list(events)
+    with served(config) as server:
+        assert [kind for kind, _ in told(server, job_id)][-1] == "done"
+        assert server.film(job_id) == film
+
+        job_id = server.ask(FILM)
+        wait_working(server, job_id)
+        events = told(server, job_id)
+        assert next(events)[0] == "progress"
+        server.process.send_signal(signal.SIGTERM)
+        kind, data = list(events)[-1]
+        assert (kind, data["error"]["code"]) == ("error", "not_ready")  # it says that the server stops
+        assert server.process.wait(30) == 0
+    with JobStorage.open(folder / "streams", seat="watcher") as storage:
+        job = JobStore(storage).get(job_id)
+        assert (job.status, job.lease_owner) == ("queued", None)
+        assert job.checkpoints
+
+
+def talk_until_error(server: Served, heard: list[str]) -> None:
+    """One chat after the other, which are short."""
+    body = {"messages": [{"role": "user", "content": "go on"}], "stream": True, "max_tokens": 200, "ignore_eos": True}
+    while not heard or "error" not in heard[-1]:
+        with server.client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            for line in stream.iter_lines():
+                heard.append(line.removeprefix("data: "))
+                if "error" in heard[-1]:
+                    return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["killed", pytest.param("stopped", marks=pytest.mark.soak)])
+def test_of_two_servers_with_one_postgresql_one_may_go_and_nothing_is_lost(
+    folder: Path, request: pytest.FixtureRequest, fault: str
+) -> None:
+    url: URL = request.getfixturevalue("new_postgresql_database")()
+    data = folder / f"shared_{fault}"
+    shared = {
+        "data_dir": str(data),
+        "job_database": url.render_as_string(hide_password=False),
+        "lease_s": LEASE_S,
+    }
+    left = toy_config(folder, server_name="left", max_films=2, **shared)
+    right = toy_config(folder, server_name="right", max_films=8, **shared)  # always free to take over
+    with JobStorage.open(data, seat="watcher", url=url) as storage, served(left) as one, served(right) as two:
+        store = JobStore(storage)
+        whole = one.ask(FILM)
+        assert one.finished(whole)["error"] is None
+        film = one.film(whole)
+        jobs = [server.ask(FILM) for server in (one, two, one, two, one, two, one)]
+        mine = until(lambda: [job for job in jobs if store.get(job).lease_owner == "engine@left"])
+        engine = one.engine
+        began = time.monotonic()
+        if fault == "killed":
+            one.kill()
+        else:
+            engine.suspend()
+        mine = [job for job in mine if store.get(job).lease_owner == "engine@left"]
+        until(lambda: all(store.get(job).lease_owner != "engine@left" for job in mine))
+        taken_s = time.monotonic() - began
+        assert [two.finished(job)["error"] for job in jobs] == [None] * len(jobs)
+        before = [store.get(job) for job in jobs]
+        if fault == "stopped":
+            engine.resume()  # it wakes up in the middle of what is no longer its work
+            assert one.finished(one.ask(FILM))["error"] is None
+        assert [store.get(job) for job in jobs] == before
+        remove_strays(storage)  # as each server does from time to time
+        for job in before:
+            assert two.film(job.id) == film
+            assert files_of(data, job.id) == {stored.file for stored in (*job.files, *job.inputs)}
+    assert mine
+    assert taken_s <= LEASE_S + 3
+    print(f"\n{fault}: {len(mine)} jobs were taken over after {taken_s:.1f} s of a lease of {LEASE_S} s")
