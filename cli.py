@@ -195,12 +195,11 @@ def serve_config_from(arguments: argparse.Namespace) -> ServeConfig:
 
 def serve(arguments: argparse.Namespace) -> int:
     """`braid serve`."""
-    import logging
-
     from braid.server import Listen
     from braid.server import serve as serve_http
+    from braid.tracing.logs import set_up_logs
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logs(os.environ, level="WARNING")
     access = read_access(arguments, os.environ)
     listen = Listen(
         host=arguments.host,

@@ -142,6 +142,7 @@ def build_engine(
         stats=_stats(scheduler, workload, arena, pages, prefix_cache, tracing),
         release=release,
         open_trace=tracing.open,
+        shows_prompts=tracing.shows_prompts,
         on_crash=on_crash,
         parts=EngineParts(arena, backend, tracing, language),
     )
@@ -161,6 +162,7 @@ def build_engine_without_language(config: BraidConfig) -> Engine:
         stats=lambda: {"memory": asdict(arena.usage())} | _traced(tracing),
         release=tracing.close,
         open_trace=tracing.open,
+        shows_prompts=tracing.shows_prompts,
         parts=EngineParts(arena, backend, tracing),
     )
 

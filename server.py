@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -345,6 +345,7 @@ def _tell_media(ready: EngineReady) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The engine child's entry."""
     from braid.rest.child import add_arguments, run_child
+    from braid.tracing.logs import set_up_logs
 
     parser = argparse.ArgumentParser(prog="python -m braid.server", description="The engine child of `braid serve`.")
     parser.add_argument("--engine-child", action="store_true", required=True)
@@ -353,15 +354,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     config = msgspec.json.decode(arguments.config, type=ServeConfig)
     config = msgspec.structs.replace(config, job_database=os.environ.pop(JOB_DATABASE_VARIABLE, None))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    places = set_up_logs(os.environ, level="WARNING")
 
     def build(tell: Tell) -> MediaEngine:
         from braid.serving import build_serving
 
-        return build_serving(config, tell, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
+        serving = build_serving(config, tell, on_crash=lambda: os._exit(EXIT_CRASHED))  # the parent starts another
+        places.trace_of = serving.trace_of
+        return serving
 
     return run_child(arguments, build)
 
 
+def end_process(code: int) -> NoReturn:
+    """End without Python's own teardown.
+
+    That stops every other thread where it next wants the interpreter; one that is inside of PyTorch then (a model that
+    still loads, a job that was not over in time) is unwound through C++ code, which answers with `terminate`.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -23,6 +23,7 @@ from braid.llm_core.engine.messages import EngineReady
 from braid.rest.wire_messages import OwnEvent, WireSubmission
 from braid.tracing.engine_tracing import told
 from braid.tracing.span import Span
+from braid.tracing.trace_context import TraceContext
 
 if TYPE_CHECKING:
     from braid.diffusion.jobs.runner import JobRunner
@@ -121,6 +122,10 @@ class Serving:
             on_event(failed(request.id, NotReady(self._why_no_media)))
         else:
             self._runner.resolve(request, on_event)
+
+    def trace_of(self, request_id: str) -> TraceContext | None:
+        """Where one of the last requests is in its trace; None if nobody traces it."""
+        return self._engine.parts.tracing.trace_of(request_id)
 
     def send(self, nudge: Nudge) -> None:
         """Take what has no answer; what comes before the video model is there is found in the store."""

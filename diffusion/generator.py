@@ -289,4 +289,5 @@ def _request(delivery: Delivery, request_class: RequestClass | None) -> WorkRequ
         work=delivery,
         request_class=usual if request_class is None else request_class,
         attributes=delivery.job.trace_attributes,
+        prompt=delivery.job.params.prompt or "",
     )

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from braid.diffusion.jobs.records import REWRITTEN_PROMPT, JobRecord, JobStatus
-from braid.errors import InvalidRequest, MissingField, RequestCancelled, Unsupported
+from braid.errors import BraidError, InvalidRequest, MissingField, RequestCancelled, Unsupported
 from braid.rest.errors import InvalidType
 from braid.rest.field_kinds import (
     BOOLEAN,
@@ -191,7 +191,10 @@ async def _all_made(desk: JobDesk, job_ids: Sequence[str]) -> list[JobRecord]:
 
 async def _outcome(desk: JobDesk, job_id: str) -> JobRecord | Exception:
     """An error is given, not raised: of several, the group would wrap it."""
-    job = await desk.wait(job_id)
+    try:
+        job = await desk.wait(job_id)
+    except BraidError as error:  # the server is stopping, or somebody deleted it
+        return error
     return job if job.status is JobStatus.COMPLETED else failure_of(job)
 
 

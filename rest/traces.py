@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections.abc import Callable
@@ -21,12 +22,15 @@ from braid.rest.field_kinds import INTEGER, choice, ranged
 from braid.rest.job_routes import read_query
 from braid.rest.media_fields import Field, Table
 from braid.tracing.chrome_trace import chrome_trace
+from braid.tracing.logs import CURRENT
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import AttributeValue, Span, new_span_id
 from braid.tracing.trace_context import TraceContext, new_trace, read_traceparent
 
 if TYPE_CHECKING:
     from braid.tracing.trace_store import TraceStore
+
+_log = logging.getLogger("braid.rest.requests")
 
 PROTOBUF = "application/x-protobuf"
 MAX_BODY_BYTES = 4 << 20
@@ -112,11 +116,14 @@ class TraceRequests:
                 status = message["status"]
             await send(message)
 
+        token = CURRENT.set(own)
         try:
             await self._app(scope, receive, send_and_look)
         finally:
             seconds = time.monotonic() - began
             self._responded(scope["method"], _route(scope), status, seconds)
+            _log.info("%s %s: %d after %.1f ms", scope["method"], _route(scope), status, seconds * 1e3)
+            CURRENT.reset(token)
             if own.is_sampled:
                 server = _server_span(scope, own, parent_id, status, start_ns, seconds)
                 self._give_away([server, *_validation(scope, server)])

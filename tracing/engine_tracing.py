@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from braid.tracing.logs import shows_prompts
 from braid.tracing.measurements import Measurements
 from braid.tracing.metric_families import Family
 from braid.tracing.otel_export import export_from
@@ -13,6 +15,11 @@ from braid.tracing.sampling import sampling_from
 from braid.tracing.span import Span, SpansEnded
 from braid.tracing.step_record import StepRecord
 from braid.tracing.tracer import Tracer
+
+_log = logging.getLogger(__name__)
+
+PROMPT = "braid.prompt"
+"""The attribute that says what was asked, where that may be said."""
 
 SEGMENTS_VARIABLE = "BRAID_TRACE_SEGMENTS"
 """1 makes every step of the device a span."""
@@ -38,6 +45,8 @@ class EngineTracing:
         open_spans: Path | None = None,
         exports_spans: bool = True,
     ) -> None:
+        self.shows_prompts = shows_prompts(environment)
+        """Whether attributes may say what was asked."""
         self._keep = keep
         self._measurements = Measurements()
         self._export = export_from(environment) if exports_spans else None
@@ -54,6 +63,8 @@ class EngineTracing:
         self.open = self._tracer.open
         """See `Recorder.open`."""
         self.note_step: Callable[[StepRecord], None] = self._tracer.note_step
+        self.trace_of = self._tracer.trace_of
+        """See `Tracer.trace_of`."""
 
     def give_away(self, span: Span) -> None:
         """A span that was made elsewhere, such as a job's."""
@@ -76,6 +87,18 @@ class EngineTracing:
         if self._export is not None:
             self._export.add(spans)
         self._keep(spans)
+        if _log.isEnabledFor(logging.INFO):
+            for span in spans:
+                _log_end(span)
+
+
+def _log_end(span: Span) -> None:
+    request_id = span.attributes.get("braid.request.id")
+    if request_id is not None:
+        prompt = span.attributes.get(PROMPT, "")
+        asked = f", asked for {prompt!r}" if prompt else ""
+        _log.info("%s %s ended: %s after %.1f ms%s", span.name, request_id, span.error or "completed",
+                  span.duration_ms, asked)  # fmt: skip
 
 
 def told(spans: Iterable[Span]) -> Iterator[SpansEnded]:

@@ -75,6 +75,10 @@ class TraceBuilder:
         """What would have to be said if the process were killed now."""
         return [span for story in self._stories.values() for span in story.open_spans()]
 
+    def link_to(self, request_id: str) -> Link | None:
+        """The span of one of the last requests; from any thread."""
+        return self._remembered.get(request_id)
+
     def _hear(self, mark: Mark) -> list[RequestStory]:
         context = mark.trace.context
         if mark.verb is not Verb.OPEN:
@@ -85,7 +89,7 @@ class TraceBuilder:
             return [story]
         if not context.is_sampled:
             return []
-        story = RequestStory(mark.trace, mark.time, self._link_to, has_segments=self._has_segments)
+        story = RequestStory(mark.trace, mark.time, self.link_to, has_segments=self._has_segments)
         self._stories[context.span_id] = story
         self._newborn.append(story)
         self._running.setdefault(mark.trace.request_id, story)
@@ -122,9 +126,6 @@ class TraceBuilder:
                     asked.end_with(story)
                 spans += self._collect(asked)
         return spans + story.take_spans()
-
-    def _link_to(self, request_id: str) -> Link | None:
-        return self._remembered.get(request_id)
 
     def _remember(self, request_id: str, link: Link) -> None:
         self._remembered[request_id] = link

@@ -13,6 +13,7 @@ from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import Span
 from braid.tracing.step_record import StepRecord
 from braid.tracing.trace_builder import TraceBuilder
+from braid.tracing.trace_context import TraceContext
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,11 @@ class Tracer:
         self._give(self._file.take_interrupted() if self._file is not None else [])
         self._thread = threading.Thread(target=self._run, name="braid-tracer", daemon=True)
         self._thread.start()
+
+    def trace_of(self, request_id: str) -> TraceContext | None:
+        """Where one of the last requests is in its trace; from any thread."""
+        link = self._builder.link_to(request_id)
+        return None if link is None else TraceContext(link.trace_id, link.span_id)
 
     def flush(self) -> None:
         """Give away what has ended up to now; a request's last span may take `trace_builder.GRACE_S` longer."""

@@ -329,6 +329,7 @@ class JobRunner:
             tenant=run.lease.job.owner,
             traceparent=_traceparent(run.lease.job),
             attributes=job.trace_attributes,
+            prompt=job.params.prompt or "",
         )
         self._engine.submit(request, lambda event: self._inbox.put(partial(self._hear, run, event)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -20,7 +21,7 @@ from braid.llm_core.engine.failure import as_braid_error, failed
 from braid.llm_core.engine.handle import OnEvent, Submission
 from braid.llm_core.engine.intake import Intake
 from braid.llm_core.engine.messages import EncodeRequest, EngineReady, GenerateRequest, Stats, StatsRequest
-from braid.llm_core.engine.trace_attributes import REQUEST, class_attributes, describe
+from braid.llm_core.engine.trace_attributes import REQUEST, class_attributes, describe, prompt_of
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.tracing.request_trace import NULL_TRACE, AttributeValue, RequestTrace
 
@@ -42,6 +43,8 @@ class WorkRequest:
     traceparent: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     """Of its trace."""
+    prompt: str = ""
+    """For its trace, where that may say prompts."""
 
 
 class OpenTrace(Protocol):
@@ -71,6 +74,7 @@ class Engine:
         release: gives back models and memory, after the last step.
         parts: what whoever adds another workload needs to know of this engine.
         open_trace: begins the trace of a request.
+        shows_prompts: traces may say what was asked.
         on_crash: called on the engine's thread if the loop itself fails, after every request has ended; those that come
             later end with `EngineDied`.
     """
@@ -84,6 +88,7 @@ class Engine:
         stats: Callable[[], Mapping[str, Any]],
         release: Callable[[], None],
         open_trace: OpenTrace = open_no_trace,
+        shows_prompts: bool = False,
         on_crash: Callable[[], None] = lambda: None,
         parts: Any = None,
     ) -> None:
@@ -94,11 +99,14 @@ class Engine:
         self._stats = stats
         self._releases = [release]
         self._open_trace = open_trace
+        self._shows_prompts = shows_prompts
         self._on_crash = on_crash
         self._closing = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="braid-engine", daemon=True)
         self._thread.start()
+        # Before Python's teardown, which would stop the thread inside of PyTorch: the process would abort.
+        atexit.register(self.close)
 
     def _run(self) -> None:
         try:
@@ -139,6 +147,8 @@ class Engine:
             on_event(Stats(request.id, dict(self._stats())))
             return
         name, attributes = self._described(request)
+        if self._shows_prompts and (prompt := prompt_of(request)):
+            attributes = {**attributes, "prompt": prompt}
         trace = self._open_trace(request.id, request.traceparent, name=name, attributes=attributes)
         trace.phase("queue" if isinstance(request, WorkRequest) else "tokenise")
         try:
@@ -194,6 +204,7 @@ class Engine:
             if self._is_closed:
                 return
             self._is_closed = True
+        atexit.unregister(self.close)
         self._scheduler.stop()
         self._thread.join()
         for release in reversed(self._releases):

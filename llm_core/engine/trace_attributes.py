@@ -1,5 +1,5 @@
 """What the trace of a request says of it from the start: names of OpenTelemetry's conventions for generative AI where
-there are some, and what metrics tell requests apart by. Never a prompt.
+there are some, and what metrics tell requests apart by. A prompt only where somebody asked for that.
 
 Source: OpenTelemetry semantic conventions for generative AI, client spans.
 """
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import msgspec
+
 from braid.llm_core.core import RequestClass
 from braid.llm_core.engine.messages import EncodeRequest, GenerateRequest
+from braid.tracing.logs import MAX_PROMPT_CHARS
 from braid.tracing.request_trace import AttributeValue
 
 REQUEST = "request"
@@ -51,3 +54,13 @@ def class_attributes(request: Classed) -> dict[str, AttributeValue]:
     found: dict[str, AttributeValue] = {"request_class": names.get(number, str(number))}
     deadline_s: float | None = getattr(request, "deadline_s", None)
     return found if deadline_s is None else found | {"deadline_s": deadline_s}
+
+
+def prompt_of(request: object) -> str:
+    """What was asked, in text and cut off where it is long; the messages of a chat as JSON."""
+    messages = getattr(request, "messages", None)
+    if messages is not None:
+        return msgspec.json.encode(messages).decode()[:MAX_PROMPT_CHARS]
+    prompts = getattr(request, "prompts", None)
+    text = "\n".join(prompts) if prompts else getattr(request, "prompt", None)
+    return (text or "")[:MAX_PROMPT_CHARS]
