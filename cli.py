@@ -28,6 +28,8 @@ BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 BYTES |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 DEFAULT_MODEL = "smollm2"
+JOB_DATABASE = "BRAID_JOB_DATABASE"
+"""The variable that holds the URL of the job database: it may have a password in it, and others can read arguments."""
 BENCHMARKS = {"chat": "cpu_chat.py", "quality": "quality.py"}
 
 WRONG_ARGUMENTS = 2
@@ -103,7 +105,11 @@ def _add_media_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload", choices=OFFLOADS, help="what leaves a GPU while it is not used (default: none)")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="8-bit products: less memory, another result")
     parser.add_argument("--data-dir", metavar="PATH", help="where jobs are kept (default: $BRAID_DATA_DIR)")
-    parser.add_argument("--job-database", metavar="URL", help="for servers that share a queue (default: in --data-dir)")
+    parser.add_argument(
+        "--job-database",
+        metavar="URL",
+        help=f"for servers that share a queue (default: ${JOB_DATABASE}, which others cannot read, or in --data-dir)",
+    )
     parser.add_argument("--server-name", default="", metavar="NAME", help="of one of several that share --data-dir")
     parser.add_argument("--quota", type=parse_bytes, dest="quota_bytes", metavar="SIZE", help="of all stored jobs")
     parser.add_argument("--max-films", type=int, metavar="N", help="films worked on side by side (default: 2)")
@@ -183,6 +189,7 @@ def serve_config_from(arguments: argparse.Namespace) -> ServeConfig:
             quantization=arguments.quantization,
         )
     named = {name: getattr(arguments, name) for name in ("job_database", "quota_bytes", "max_films", "max_pictures")}
+    named["job_database"] = named["job_database"] or os.environ.get(JOB_DATABASE) or None
     return ServeConfig(
         engine=config_from(arguments),
         video=video,

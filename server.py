@@ -202,6 +202,8 @@ async def _serve(
             webhooks=webhooks,
             max_upload_bytes=config.max_upload_bytes,
         )
+        if desk is not None:
+            await desk.start()  # not before the app counts the jobs that it cancels, and keeps their spans
         server = _http_server(app, listen, supervisor, desk)
         supervising = asyncio.create_task(supervisor.run())
         supervising.add_done_callback(lambda _: setattr(server, "should_exit", True))
@@ -236,7 +238,6 @@ async def _job_desk(
             greet(ready)
 
         supervisor.on_ready = take_ready
-        await desk.start()
         try:
             yield desk
         finally:

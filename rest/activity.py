@@ -37,13 +37,14 @@ async def activity(request: Request) -> Response:
     steps, owner = list(answer.steps), seer_of(request)
     if owner is not None:
         roots = {_root(name) for step in steps for name in step["requests"]}
-        own = await _own_jobs(request.app.state.desk, roots, owner)
+        own = {name for name in roots if request.app.state.request_owners.has(name, owner)}
+        own |= await _own_jobs(request.app.state.desk, roots, owner)
         steps = [_without_others(step, own) for step in steps]
     return json_response({"object": "activity", "now_s": answer.now_s, "steps": steps})
 
 
 async def _own_jobs(desk: JobDesk | None, names: Collection[str], owner: str) -> set[str]:
-    """Those names that are jobs of a key. Chats are nobody's: nothing remembers whose they were."""
+    """Those names that are jobs of a key."""
     own: set[str] = set()
     for name in names:
         if desk is None or not name.startswith(JOB_KINDS):

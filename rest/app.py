@@ -29,6 +29,7 @@ from braid.rest.openapi import openapi
 from braid.rest.operations import OPERATIONS, Endpoint
 from braid.rest.protection import protect
 from braid.rest.remote_files import RemoteFiles
+from braid.rest.request_owners import RequestOwners
 from braid.rest.traces import TraceRequests
 from braid.rest.webhooks import Webhooks
 from braid.rest.wire_messages import MediaEngine
@@ -86,6 +87,7 @@ def create_app(
     app.state.max_body_bytes = max_body_bytes
     app.state.max_upload_bytes = max_upload_bytes
     app.state.unknown_fields = UnknownFields()
+    app.state.request_owners = RequestOwners()
     app.state.page = web_page.WebPage()
     app.state.timeline_page = web_page.WebPage(timeline.FOLDER)
     app.state.created = int(time.time())

@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from braid.diffusion.jobs.failures import JobIsFinal, StoreBusy
@@ -21,7 +22,7 @@ from braid.diffusion.jobs.messages import CancelJob, JobEnded, JobEvent, JobsWai
 from braid.diffusion.jobs.records import FINAL, JobPage, JobRecord, JobStatus, NewJob
 from braid.diffusion.jobs.retention import remove_expired, remove_strays
 from braid.diffusion.jobs.storage import JobStorage
-from braid.diffusion.jobs.store import JobStore
+from braid.diffusion.jobs.store import Admit, JobStore
 from braid.errors import BraidError, NotFound, NotReady, RequestCancelled
 from braid.llm_core.engine.messages import EngineReady
 from braid.rest.ask import ask
@@ -140,7 +141,7 @@ class JobDesk:
         else:
             await self._check_queue(asked)  # before its uploads are written and read
             resolved = await self._resolved(asked)
-        jobs = await self._stored(asked, resolved)
+        jobs = await self._stored(asked, resolved, is_again=first is not None)
         self._engine.send(JobsWaiting())
         return jobs
 
@@ -155,12 +156,19 @@ class JobDesk:
         """
         unfinished = await self.unfinished()
         waiting = [job for job in unfinished if job.status is JobStatus.QUEUED]
-        self._limits.check_queue(
-            num_queued=len(waiting),
-            num_queued_of_key=sum(job.owner == asked.owner for job in waiting),
-            num_new=asked.count,
-            retry_after_s=next_begin_s(unfinished, self.news.progress),
-        )
+        admit = self._admit(asked.count, next_begin_s(unfinished, self.news.progress))
+        admit(len(waiting), sum(job.owner == asked.owner for job in waiting))
+
+    def _admit(self, num_new: int, retry_after_s: float | None = None) -> Admit:
+        def admit(num_queued: int, num_queued_of_key: int) -> None:
+            self._limits.check_queue(
+                num_queued=num_queued,
+                num_queued_of_key=num_queued_of_key,
+                num_new=num_new,
+                retry_after_s=retry_after_s,
+            )
+
+        return admit
 
     async def _resolved(self, asked: Asked) -> MediaResolved:
         staged: Staged = await self.storage.off_loop(self._staging.put, asked.inputs)
@@ -179,12 +187,15 @@ class JobDesk:
         assert isinstance(answer, MediaResolved), answer
         return answer
 
-    async def _stored(self, asked: Asked, resolved: MediaResolved) -> list[JobRecord]:
+    async def _stored(self, asked: Asked, resolved: MediaResolved, *, is_again: bool) -> list[JobRecord]:
+        """The queue's limits are asked once more, where no other request can come in between."""
         jobs: list[JobRecord] = []
         made: list[str] = []
         try:
             for index in range(asked.count):
-                job, is_new = await self.storage.off_loop(self.store.create, self._new(asked, resolved, index))
+                admit = None if is_again else self._admit(asked.count - index)
+                new = self._new(asked, resolved, index)
+                job, is_new = await self.storage.off_loop(partial(self.store.create, admit=admit), new)
                 jobs.append(job)
                 if is_new:
                     made.append(job.id)

@@ -44,7 +44,7 @@ class AdmissionLimits:
         Args:
             retry_after_s: an estimate of when the next waiting job begins.
         Raises:
-            QueueFull: not now. Requests that ask at the same moment may together pass by a few.
+            QueueFull: not now.
         """
         retry_s = DEFAULT_RETRY_S if retry_after_s is None else retry_after_s
         for limit, waiting, whose in (

@@ -50,6 +50,8 @@ async def answer(
     Raises:
         BraidError: refused, failed (not streaming), or the client left.
     """
+    for one in requests:
+        request.app.state.request_owners.note(one.id, one.tenant)
     exchange = Exchange(engine, requests)
     try:
         exchange.start(request.receive)

@@ -95,6 +95,13 @@ def test_every_media_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch) 
     assert (config.max_films, config.max_pictures, config.job_database) == (3, 5, "sqlite:////x")
 
 
+def test_the_job_database_may_be_named_where_others_cannot_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAID_JOB_DATABASE", "postgresql://ann:hunter2@db/jobs")
+    parse = build_parser().parse_args
+    assert serve_config_from(parse(["serve"])).job_database == "postgresql://ann:hunter2@db/jobs"
+    assert serve_config_from(parse(["serve", "--job-database", "sqlite:////x"])).job_database == "sqlite:////x"
+
+
 @pytest.mark.parametrize(
     ("words", "model", "takes_language_of_video"),
     [("", "smollm2", False), ("--video m", "smollm2", True), ("--video m --model gemma", "gemma", False)],

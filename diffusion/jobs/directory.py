@@ -81,6 +81,25 @@ class DataDirectory:
         """Write down who sits here, for people who look."""
         self._say(f"{os.getpid()}\ngeneration {generation}\n")
 
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a small file of this seat's own, for the next process at it.
+
+        Raises:
+            DiskFull: the one before is still there.
+        """
+        temporary = self.root / f".{self.seat}~{secrets.token_hex(4)}~{name}"
+        write_durably(data, temporary=temporary, final=self._own(name))
+
+    def kept(self, name: str) -> bytes | None:
+        """What was written last; None before anything was."""
+        try:
+            return self._own(name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _own(self, name: str) -> Path:
+        return self.root / "seats" / f"{self.seat}.{name}"
+
     def temporary(self, job_id: str, name: str, *, token: int) -> Path:
         """A new temporary name in a job's folder, with the suffix of `name`, for the lease of that token.
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from braid.diffusion.guidance import passes_needed
@@ -26,6 +27,10 @@ _NUM_CHECKPOINTS = 3
 _FILM_BYTES_A_PIXEL = 0.25
 _EMBED_TOKENS, _EMBED_WIDTH = 1024, 8192
 _FIXED_BYTES = 1 << 20
+_NUM_RECALLED = 32
+"""Of each kind of stage."""
+Observation = tuple[float, float]
+"""Units of work, and the milliseconds that they took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +102,28 @@ class WorkModel:
 
     def __init__(self) -> None:
         self._costs = CostModel()
-        self._known: set[str] = set()
+        self._seen: dict[str, deque[Observation]] = {}
         self._lock = threading.Lock()
 
     def observe(self, stage: StageWork, ms: float) -> None:
         """Learn what a whole stage took."""
+        self._learn(stage.kind, stage.units, ms)
+
+    def recall(self, seen: Mapping[str, Sequence[Observation]]) -> None:
+        """Learn what an earlier process did."""
+        for kind, observations in seen.items():
+            for units, ms in observations:
+                self._learn(kind, units, ms)
+
+    def newest(self) -> dict[str, list[Observation]]:
+        """What was learnt last, for `recall`."""
         with self._lock:
-            self._known.add(stage.kind)
-            self._costs.observe(stage.kind, (1.0, stage.units), ms)
+            return {kind: list(observations) for kind, observations in self._seen.items()}
+
+    def _learn(self, kind: str, units: float, ms: float) -> None:
+        with self._lock:
+            self._seen.setdefault(kind, deque(maxlen=_NUM_RECALLED)).append((units, ms))
+            self._costs.observe(kind, (1.0, units), ms)
 
     def weights(self, job: Job) -> dict[str, float]:
         """Of its stages, by name: milliseconds where all of them are known, else a guess of their ratios."""
@@ -119,7 +138,7 @@ class WorkModel:
         return sum(self.weights(job).values()) / 1000 if self._knows(stages_of(job)) else None
 
     def _knows(self, stages: tuple[StageWork, ...]) -> bool:
-        return all(stage.kind in self._known for stage in stages)
+        return all(stage.kind in self._seen for stage in stages)
 
 
 class JobMeter:

@@ -62,6 +62,14 @@ def page(
     return JobPage(shown[::-1] if is_backward else shown, has_more=len(jobs) > limit)
 
 
+def num_queued(connection: Connection, *, owner: str | None = None) -> int:
+    """How many jobs wait: all, or those of one owner."""
+    query = select(func.count()).select_from(JOBS).where(JOBS.c.status == JobStatus.QUEUED)
+    if owner is not None:
+        query = query.where(JOBS.c.owner == owner)
+    return int(connection.scalar(query) or 0)
+
+
 def num_ahead(connection: Connection, job_id: str) -> int:
     """Waiting jobs of the same kind that go first; 0 for a job that does not wait."""
     job = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).one_or_none()

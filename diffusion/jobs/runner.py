@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from braid.diffusion.delivery import Delivery
 from braid.diffusion.jobs.estimate import JobMeter, WorkModel, expected_bytes
+from braid.diffusion.jobs.estimate_file import keep_estimates, recall_estimates
 from braid.diffusion.jobs.failures import (
     CheckpointTooLarge,
     DiskFull,
@@ -183,6 +184,7 @@ class JobRunner:
             facts: what the bits of results depend on, as JSON.
         """
         self._model, self._adapters, self._facts = model, default_adapters, facts
+        recall_estimates(self._storage.directory, facts, self._work)
         self._unsubscribe = self._engine.scheduler.journal.subscribe(self._account)
         self._inbox.put(self._recover)
         self._thread.start()
@@ -396,6 +398,7 @@ class JobRunner:
             self._end_failed(run, failed(run.id, EngineDied("the job went to another server")))
             return
         run.meter.end()
+        keep_estimates(self._storage.directory, self._facts, self._work)
         try:
             facts = _decided(run.lease.job, run.state)
             job = self._worker.finish(run.lease, run.outputs.written(), facts=facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from braid.diffusion.jobs.directory import check_file_name, with_token
 from braid.diffusion.jobs.durable import disk_errors, write_durably
 from braid.diffusion.jobs.failures import JobIsFinal, QuotaFull, StoreUnavailable
 from braid.diffusion.jobs.idempotency import earlier_job, remember
-from braid.diffusion.jobs.listing import check_page, num_ahead, page, unfinished, unknown_job, visible
+from braid.diffusion.jobs.listing import check_page, num_ahead, num_queued, page, unfinished, unknown_job, visible
 from braid.diffusion.jobs.outbox import announce
 from braid.diffusion.jobs.records import JobPage, JobRecord, JobStatus, NewJob, StoredFile
 from braid.diffusion.jobs.retention import remove_expired
@@ -25,6 +25,8 @@ from braid.diffusion.jobs.transitions import as_record, change, end, line_up, lo
 from braid.errors import InvalidRequest, NotFound
 from braid.multimodal.atomic_file import synchronise
 
+Admit = Callable[[int, int], None]
+"""Given how many jobs wait, and how many of the new one's owner; raises where no more may."""
 _KIND = re.compile(r"[a-z][a-z0-9]{0,31}")
 _MAX_KEY = 255
 
@@ -44,9 +46,11 @@ class JobStore:
         self._database = storage.database
         self._directory = storage.directory
 
-    def create(self, new: NewJob) -> Created:
+    def create(self, new: NewJob, *, admit: Admit | None = None) -> Created:
         """Store a job. When this returns, it survives anything.
 
+        Args:
+            admit: asked where no other job can come in between; what it raises is raised, and nothing is stored.
         Raises:
             InvalidRequest: a name, a number or the key can never be right.
             IdempotencyKeyReused: the key came with another request before.
@@ -56,7 +60,7 @@ class JobStore:
         _check(new)
         job_id = f"{new.kind}_{secrets.token_hex(16)}"
         try:
-            created = self._admitted(job_id, new, self._staged(job_id, new.inputs))
+            created = self._admitted(job_id, new, self._staged(job_id, new.inputs), admit)
         except StoreUnavailable:
             raise  # it may be stored all the same: a sweep will know
         except BaseException:
@@ -155,21 +159,28 @@ class JobStore:
             staged[temporary] = _stored(name, data)
         return staged
 
-    def _admitted(self, job_id: str, new: NewJob, staged: dict[Path, StoredFile]) -> Created:
+    def _admitted(self, job_id: str, new: NewJob, staged: dict[Path, StoredFile], admit: Admit | None) -> Created:
+        def create(connection: Connection) -> Created:
+            return self._created(connection, job_id, new, staged, admit)
+
         try:
-            return self._database.write(lambda connection: self._created(connection, job_id, new, staged))
+            return self._database.write(create)
         except QuotaFull:
             if not remove_expired(self._storage):
                 raise
-        return self._database.write(lambda connection: self._created(connection, job_id, new, staged))
+        return self._database.write(create)
 
-    def _created(self, connection: Connection, job_id: str, new: NewJob, staged: dict[Path, StoredFile]) -> Created:
+    def _created(
+        self, connection: Connection, job_id: str, new: NewJob, staged: dict[Path, StoredFile], admit: Admit | None
+    ) -> Created:
         line_up(connection)
         now = self._database.now(connection)
         inputs = list(staged.values())
         earlier = earlier_job(connection, new, inputs)
         if earlier is not None:
             return Created(earlier, is_new=False)
+        if admit is not None:
+            admit(num_queued(connection), num_queued(connection, owner=new.owner))
         self._check_quota(connection, new, inputs)
         connection.execute(insert(JOBS).values(_columns(job_id, new, inputs, now)))
         if new.idempotency_key is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from braid.errors import InvalidRequest, Overloaded
 from braid.rest.admission import RequestRates
+from braid.rest.jobs import Asked, JobDesk
 from braid.rest.limits import AdmissionLimits, QueueFull
 
 
@@ -114,3 +116,18 @@ def test_a_full_queue_refuses_jobs_and_says_when_to_come_again(tmp_path: Path) -
         assert web.post("/v1/images/generations", json={"prompt": "a", "n": 3}).status_code == 429
         for job_id in reversed(made):
             assert web.post(f"/v1/videos/{job_id}/cancel").status_code == 200
+
+
+def test_requests_that_come_together_do_not_pass_the_limit_together(tmp_path: Path) -> None:
+    async def together(desk: JobDesk) -> list[object]:
+        asked = Asked(kind="video", params={"prompt": "x"})
+        return await asyncio.gather(*(desk.create(asked) for _ in range(8)), return_exceptions=True)
+
+    with Studio(tmp_path, AdmissionLimits(queued_jobs=2)) as studio:
+        studio.engine.is_paused.set()
+        time.sleep(0.1)  # it may have been looking for work
+        answers = studio.server.run(together(studio.desk))
+        assert [type(answer) for answer in answers].count(list) == 2
+        assert all(isinstance(answer, list | QueueFull) for answer in answers)
+        assert len(studio.desk.store.unfinished()) == 2
+        assert len(list((tmp_path / "jobs").iterdir())) <= 2

@@ -5,6 +5,7 @@ import { Stitches } from "./stitches.js";
 
 const SPAN_S = 9;
 const DELAY_S = 1.3; // drawn a little late, so that bars slide in instead of jumping
+const FRAME_MS = 1000 / 15; // bars move a few pixels a second: more frames cost much and show nothing
 const POLL_MS = 1000;
 const IDLE_POLL_MS = 3000;
 const RECENT_S = 2.5;
@@ -93,17 +94,17 @@ export class Loom {
     }
     this.#isDrawing = true;
     const frame = () => {
-      this.#draw();
-      this.#isDrawing = !document.hidden && this.#isReady && this.#idleAnswers * POLL_MS < SPAN_S * 1000 + 3000;
-      if (this.#isDrawing) requestAnimationFrame(frame);
+      this.#isDrawing = this.#draw() && !document.hidden && this.#isReady;
+      if (this.#isDrawing) setTimeout(() => requestAnimationFrame(frame), FRAME_MS);
     };
     requestAnimationFrame(frame);
   }
 
+  /** Draws the strip as it is now; gives whether there is anything on it that moves, or will be soon. */
   #draw() {
     const { clientWidth: width, clientHeight: height } = this.#canvas;
     const ratio = devicePixelRatio || 1;
-    if (!width) return;
+    if (!width) return false;
     if (this.#canvas.width !== Math.round(width * ratio)) this.#canvas.width = Math.round(width * ratio);
     if (this.#canvas.height !== Math.round(height * ratio)) this.#canvas.height = Math.round(height * ratio);
     const pen = this.#canvas.getContext("2d");
@@ -115,6 +116,7 @@ export class Loom {
     for (const row of [0, 1]) drawWarp(pen, rowMiddle(row, height), width, this.#colours.at(-1));
     for (const bar of bars) this.#drawBar(pen, bar, { until, width, height });
     pen.globalAlpha = 1;
+    return this.#stitches.bars(until - SPAN_S, seconds()).length > 0;
   }
 
   #drawBar(pen, bar, { until, width, height }) {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from braid.diffusion.job import Job
 from braid.diffusion.jobs.estimate import JobMeter, WorkModel, expected_bytes, stages_of
+from braid.diffusion.jobs.estimate_file import keep_estimates, recall_estimates
+from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.params import GenerationParams
 from braid.diffusion.validation import resolve
 from braid.tests.diffusion.rig import film, open_diffusion, write_files
@@ -108,3 +111,25 @@ def test_a_longer_film_has_more_of_everything(job: Job) -> None:
     assert expected_bytes(longer) > expected_bytes(job)
     for one, other in zip(stages_of(job)[1:], stages_of(longer)[1:], strict=True):
         assert other.units > one.units
+
+
+def test_what_was_learnt_is_known_to_the_next_engine_of_the_same_model(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = {"model": {"name": "toy"}, "num_threads": 2}
+    model = WorkModel()
+    with JobStorage.open(tmp_path, seat="engine") as storage:
+        recall_estimates(storage.directory, facts, model)
+        assert model.seconds(job) is None
+        made(job, model, Work()).end()
+        keep_estimates(storage.directory, facts, model)
+    with JobStorage.open(tmp_path, seat="engine") as storage:
+        again, other = WorkModel(), WorkModel()
+        recall_estimates(storage.directory, facts, again)
+        assert again.seconds(job) == model.seconds(job)
+        recall_estimates(storage.directory, facts | {"num_threads": 4}, other)
+        assert other.seconds(job) is None
+        storage.directory.keep("estimates", b"{")
+        recall_estimates(storage.directory, facts, other)
+        assert other.seconds(job) is None
+    assert "cannot be read" in caplog.text
