@@ -125,7 +125,8 @@ class Serving:
 
     def trace_of(self, request_id: str) -> TraceContext | None:
         """Where one of the last requests is in its trace; None if nobody traces it."""
-        return self._engine.parts.tracing.trace_of(request_id)
+        place: TraceContext | None = self._engine.parts.tracing.trace_of(request_id)
+        return place
 
     def send(self, nudge: Nudge) -> None:
         """Take what has no answer; what comes before the video model is there is found in the store."""

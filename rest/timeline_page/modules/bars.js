@@ -1,13 +1,14 @@
 /** From what the server tells to bars: { row, start, end, label, colour, details }. Pure; times are milliseconds. */
 
 export const NUM_COLOURS = 7;
+const MAX_REQUESTS = 12;
 
 /** Gives every request a colour, the same for as long as the page is open. */
 export class Colours {
   #known = new Map();
 
   of(id) {
-    const root = id.split("/")[0]; // a request on behalf of another has its colour
+    const root = rootOf(id); // a request on behalf of another has its colour
     if (!this.#known.has(root)) this.#known.set(root, this.#known.size % NUM_COLOURS);
     return this.#known.get(root);
   }
@@ -17,25 +18,52 @@ export class Colours {
   }
 }
 
-/** Steps of the device: one row for each lane. */
+/** Steps of the device: a row for each lane, and below them one for each of the requests that ran last. */
 export function barsOfSteps(steps, colours) {
-  const rows = [];
-  const bars = steps.map((step) => {
-    if (!rows.includes(step.lane)) rows.push(step.lane);
-    const start = step.start_s * 1000;
-    const who = step.requests.join(", ") || "nobody";
-    return {
-      row: rows.indexOf(step.lane),
-      start,
-      end: start + step.ms,
+  const lanes = [...new Set(steps.map((step) => step.lane))];
+  const requests = lastRequests(steps);
+  const bars = [];
+  for (const step of steps) {
+    const roots = [...new Set(step.requests.map(rootOf))];
+    const bar = {
+      start: step.start_s * 1000,
+      end: step.start_s * 1000 + step.ms,
       label: step.kind,
-      colour: colours.of(step.requests[0] ?? ""),
       isError: false,
-      details: [`${step.workload} ${step.kind}, step ${step.number}, ${step.ms.toFixed(3)} ms`, who],
-      trace: step.requests[0]?.split("/")[0],
+      details: [
+        `${step.workload} ${step.kind}, step ${step.number}, ${step.ms.toFixed(3)} ms`,
+        step.requests.join(", ") || "nobody",
+      ],
     };
-  });
-  return { rows, bars };
+    bars.push({ ...bar, row: lanes.indexOf(step.lane), colour: colours.of(roots[0] ?? ""), trace: roots[0] });
+    for (const root of roots) {
+      const row = requests.indexOf(root);
+      if (row >= 0) bars.push({ ...bar, row: lanes.length + row, colour: colours.of(root), trace: root });
+    }
+  }
+  return { rows: [...lanes, ...requests.map(shortened)], bars, lanes: lanes.length };
+}
+
+/** The request that a request is on behalf of, or itself. */
+function rootOf(id) {
+  return id.split("/")[0];
+}
+
+/** Those with the newest steps, in the order in which they began. */
+function lastRequests(steps) {
+  const found = new Set();
+  for (let at = steps.length - 1; at >= 0 && found.size < MAX_REQUESTS; at--) {
+    for (const id of steps[at].requests) found.add(rootOf(id));
+  }
+  const first = new Map();
+  for (const step of steps) {
+    for (const id of step.requests) if (!first.has(rootOf(id))) first.set(rootOf(id), step.number);
+  }
+  return [...found].sort((a, b) => first.get(a) - first.get(b));
+}
+
+function shortened(id) {
+  return id.length > 20 ? `${id.slice(0, 15)}…${id.slice(-4)}` : id;
 }
 
 /** Spans of a trace: a row for each, children under their parents in the order of time. */

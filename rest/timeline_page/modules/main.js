@@ -63,6 +63,13 @@ function describe(bar) {
   find("details").replaceChildren(...lines);
 }
 
+/** Of the time that was just now, how much the lanes were used. */
+function busyPercent() {
+  const ran = shown.bars.filter((bar) => bar.row < shown.lanes && bar.end > shown.zero - SHOWN_MS);
+  const busy = ran.reduce((sum, bar) => sum + bar.end - bar.start, 0);
+  return Math.min(100, Math.round((100 * busy) / SHOWN_MS / Math.max(shown.lanes, 1)));
+}
+
 async function followDevice() {
   try {
     const seconds = steps.length ? 4 : 300;
@@ -71,8 +78,7 @@ async function followDevice() {
     Object.assign(shown, barsOfSteps(steps, colours));
     shown.zero = told.now_s * 1000;
     if (follows) shown.view = new View(shown.zero - SHOWN_MS, shown.zero);
-    const busy = shown.bars.filter((bar) => bar.end > shown.zero - SHOWN_MS).reduce((sum, bar) => sum + bar.end - bar.start, 0);
-    find("status").textContent = `${steps.length} steps; busy ${Math.min(100, Math.round((100 * busy) / SHOWN_MS))} % of the last ${inWords(SHOWN_MS)}`;
+    find("status").textContent = `${steps.length} steps; busy ${busyPercent()} % of the last ${inWords(SHOWN_MS)}`;
     legend();
     paint();
   } catch (error) {

@@ -93,7 +93,7 @@ export class Painter {
     }
     context.fillStyle = paint.ground;
     for (const time of bar.marks ?? []) context.fillRect(this.#names + view.x(time, this.width), top, 1, 5);
-    if (width > MIN_LABEL) {
+    if (width > MIN_LABEL && width > context.measureText(bar.label).width * 0.7) {
       const shown = Math.max(left, this.#names);
       context.fillText(bar.label, shown + 4, top + this.#row / 2 + 1, Math.max(width - (shown - left) - 8, 1));
     }

@@ -9,10 +9,20 @@ const step = (number, requests, start = number, lane = "device") => (
 );
 
 test("each lane is a row and each request a colour, which those on its behalf share", () => {
-  const { rows, bars } = barsOfSteps([step(0, ["a"]), step(1, ["b"]), step(2, ["a/0"], 2, "other")], new Colours());
-  assert.deepEqual(rows, ["device", "other"]);
-  assert.deepEqual(bars.map((bar) => [bar.row, bar.colour]), [[0, 0], [0, 1], [1, 0]]);
-  assert.deepEqual([bars[1].start, bars[1].end], [1000, 1500]);
+  const { rows, bars, lanes } = barsOfSteps(
+    [step(0, ["a"]), step(1, ["b"]), step(2, ["a/0"], 2, "other")], new Colours(),
+  );
+  assert.deepEqual(rows, ["device", "other", "a", "b"]);
+  const ofLanes = bars.filter((bar) => bar.row < lanes);
+  assert.deepEqual(ofLanes.map((bar) => [bar.row, bar.colour]), [[0, 0], [0, 1], [1, 0]]);
+  assert.deepEqual([ofLanes[1].start, ofLanes[1].end], [1000, 1500]);
+});
+
+test("a step that requests share stands in the row of each, and only the last requests have one", () => {
+  const { rows, bars, lanes } = barsOfSteps([step(0, ["a", "b"])], new Colours());
+  assert.deepEqual(bars.filter((bar) => bar.row >= lanes).map((bar) => [rows[bar.row], bar.colour]), [["a", 0], ["b", 1]]);
+  const many = barsOfSteps([...Array(20).keys()].map((number) => step(number, [`r${number}`])), new Colours());
+  assert.deepEqual(many.rows.slice(1), [...Array(12).keys()].map((number) => `r${number + 8}`));
 });
 
 test("new steps go behind the known ones, old ones go, and another engine begins anew", () => {
