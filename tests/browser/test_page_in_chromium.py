@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,26 @@ def test_the_strip_shows_chat_and_film_side_by_side(open_page: Open, artefacts: 
     page.screenshot(artefacts / "side-by-side.png")
     page.click("#stop")
     page.evaluate(f"{card(prompt)}.querySelector('[aria-label^=Cancel]').click()")
+
+
+def test_the_strip_draws_some_frames_a_second_and_none_when_nothing_moves(open_page: Open) -> None:
+    page = open_page("#studio")
+    page.evaluate("""(() => {
+      window.drawn = 0;
+      const clear = CanvasRenderingContext2D.prototype.clearRect;
+      CanvasRenderingContext2D.prototype.clearRect = function (...area) { window.drawn += 1; clear.apply(this, area); };
+    })()""")
+    ask_for_much(page)
+    page.wait_for("window.drawn > 10", timeout_s=WORK_S)
+    before, began = page.evaluate("window.drawn"), time.monotonic()
+    time.sleep(2)
+    assert page.evaluate("window.drawn") - before <= 15 * (time.monotonic() - began) + 4
+    page.click("#stop")
+    page.wait_for("document.querySelector('#loom-summary').textContent.includes('at rest')", timeout_s=WORK_S)
+    time.sleep(10)  # until the last bar has left
+    before = page.evaluate("window.drawn")
+    time.sleep(2)
+    assert page.evaluate("window.drawn") - before <= 3  # once for each time that the server is asked
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(open_page: Open) -> None:
