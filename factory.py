@@ -47,6 +47,7 @@ from braid.llm_core.text.tokenizer import Tokenizer
 from braid.llm_core.workspace import StepWorkspace
 from braid.tracing.engine_metrics import METRICS
 from braid.tracing.engine_tracing import EngineTracing
+from braid.tracing.gpu_counters import GpuCounters, gpu_counters
 from braid.tracing.span import Span
 from braid.tracing.trace_store import TraceStore
 
@@ -81,6 +82,12 @@ class EngineParts:
     language: LoadedLanguage | None = None
     video: Any = None
     """The `video_factory.LoadedVideo`, once there is one."""
+    gpu: GpuCounters = dict
+
+    def counters(self) -> dict[str, Any]:
+        """Of what all models share, and of the video model."""
+        of_video = {} if self.video is None else {"video": self.video.model.counters()}
+        return {"memory": asdict(self.arena.usage()), "gpu": self.gpu(), **of_video} | _traced(self.tracing)
 
 
 def build_engine(
@@ -135,16 +142,17 @@ def build_engine(
 
     template = checkpoint.chat_template()
     language = LoadedLanguage(checkpoint.name, model.config, tokenizer, template, context_length)
+    parts = EngineParts(arena, backend, tracing, language, gpu=gpu_counters(backend.device))
     return Engine(
         scheduler,
         ready=EngineReady((_describe(checkpoint, model, config, context_length),)),
         intake=Intake(model.config, context_length, tokenizer, template, pages),
-        stats=_stats(scheduler, workload, arena, pages, prefix_cache, tracing),
+        stats=_stats(scheduler, workload, pages, prefix_cache, parts),
         release=release,
         open_trace=tracing.open,
         shows_prompts=tracing.shows_prompts,
         on_crash=on_crash,
-        parts=EngineParts(arena, backend, tracing, language),
+        parts=parts,
     )
 
 
@@ -155,15 +163,16 @@ def build_engine_without_language(config: BraidConfig) -> Engine:
     torch.set_num_threads(backend.num_threads)
     scheduler = _scheduler([], config, backend)
     tracing = _tracing(scheduler)
+    parts = EngineParts(arena, backend, tracing, gpu=gpu_counters(backend.device))
     return Engine(
         scheduler,
         ready=EngineReady(()),
         intake=None,
-        stats=lambda: {"memory": asdict(arena.usage())} | _traced(tracing),
+        stats=parts.counters,
         release=tracing.close,
         open_trace=tracing.open,
         shows_prompts=tracing.shows_prompts,
-        parts=EngineParts(arena, backend, tracing),
+        parts=parts,
     )
 
 
@@ -250,24 +259,23 @@ def _describe(
 def _stats(
     scheduler: Scheduler,
     workload: LanguageWorkload,
-    arena: Arena,
     pages: KVPages,
     prefix_cache: PrefixCache,
-    tracing: EngineTracing,
+    parts: EngineParts,
 ) -> Callable[[], Mapping[str, Any]]:
     def read() -> dict[str, Any]:
         return {
             "requests": {"open": scheduler.num_open_requests, "waiting": scheduler.num_waiting_requests},
             "language": asdict(workload.counters),
-            "memory": asdict(arena.usage()),
             "kv_pages": {
                 "used": pages.used_pages,
                 "cached": prefix_cache.cached_pages,
                 "free": pages.free_pages,
                 "slabs": pages.num_slabs,
                 "page_bytes": pages.page_bytes,
+                "evicted": prefix_cache.num_evicted_pages,
             },
-        } | _traced(tracing)
+        } | parts.counters()
 
     return read
 

@@ -64,6 +64,8 @@ class Components:
         self._host_arena = host_arena
         self._resident: dict[str, _Resident] = {}
         self._kept: list[Lease] = []
+        self.copied_bytes = 0
+        """From the host to the device, ever."""
         arena.add_reclaimer(self, order=RECLAIM_ORDER)
 
     @contextmanager
@@ -194,6 +196,7 @@ class Components:
     def _on_device(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.device == "cpu":
             return weights
+        self.copied_bytes += sum(tensor.nbytes for tensor in weights.values())
         return {name: tensor.to(self.device) for name, tensor in weights.items()}
 
 

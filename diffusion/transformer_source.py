@@ -46,6 +46,11 @@ class TransformerSource(Protocol):
         """What `hold` leases at least on the host."""
         ...
 
+    @property
+    def copied_bytes(self) -> int:
+        """What was copied from the host to the device, ever."""
+        ...
+
     def hold(self, held: HeldWeights) -> AbstractContextManager[MakeTransformer]:
         """Lease what the weights need on the device, as long as the context lasts; gives what makes the network.
 
@@ -67,7 +72,7 @@ class ResidentTransformer:
             once.
     """
 
-    room_bytes = host_room_bytes = 0
+    room_bytes = host_room_bytes = copied_bytes = 0
 
     def __init__(
         self,
@@ -128,6 +133,10 @@ class StreamedTransformer:
         self._slot_bytes = min(DEFAULT_NUM_SLOTS, len(self._block_bytes)) * max(self._block_bytes)
         self.host_room_bytes = NUM_STAGES * max(self._block_bytes)
         self._pinned: KeptCopies[HostBlocks] = KeptCopies("idle pinned blocks of the transformer", host_arena)
+
+    @property
+    def copied_bytes(self) -> int:
+        return self._transfers.copied_bytes
 
     @property
     def room_bytes(self) -> int:
@@ -208,6 +217,7 @@ class OffloadedTransformer:
         self._device = device
         self._max_piece_macs = max_piece_macs
         self._copies: KeptCopies[_OnDevice] = KeptCopies("idle copies of the transformer", arena)
+        self.copied_bytes = 0
         self.room_bytes = num_bytes
 
     @contextmanager
@@ -225,6 +235,7 @@ class OffloadedTransformer:
                 yield sum(tensor.nbytes for tensor in group.values())
             for name in group.keys() - copy.weights.keys():  # none, if another evaluation was quicker
                 copy.weights[name] = group[name].to(self._device)
+                self.copied_bytes += group[name].nbytes
         if copy.transformer is None:
             copy.transformer = LTX2Transformer(self._config, copy.weights, max_piece_macs=self._max_piece_macs)
         return copy.transformer

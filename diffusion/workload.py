@@ -236,6 +236,13 @@ class Diffusion:
             target.stored(self._weights).num_bytes for target in replaced if not target.key.startswith(BLOCKS)
         )
 
+    def counters(self) -> dict[str, Any]:
+        """What was done since the start; from any thread."""
+        return {
+            "adapters": {"found": self._variants.num_found, "merged": self._variants.num_begun},
+            "offload": {"copied_bytes": self._components.copied_bytes + self._source.copied_bytes},
+        }
+
     def close(self) -> None:
         """Give all memory back; no job may be under way."""
         self._prompts.close()

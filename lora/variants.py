@@ -148,6 +148,10 @@ class MergedWeights:
         """The least recently used first."""
         self._built = Built()
         """Of the base."""
+        self.num_found = 0
+        """Variants that were asked for and there, ever."""
+        self.num_begun = 0
+        """Those that had to be merged."""
         arena.add_reclaimer(self, order=RECLAIM_ORDER)
 
     def acquire(self, uses: Sequence[AdapterUse]) -> HeldWeights:
@@ -199,7 +203,9 @@ class MergedWeights:
         """The variant with one more user: the one that is there, or a new one at its beginning."""
         with self._arena.lock:
             variant = self._variants.pop(active, None)
+            self.num_found += variant is not None
             if variant is None:
+                self.num_begun += 1
                 num_bytes = changed_bytes(self._base, self._targets, active)
                 lease = self._arena.lease(self.name, num_bytes, kind=KIND)
                 variant = Variant(lease, merging(self._base, self._targets, active))

@@ -32,9 +32,23 @@ _PLAIN = (
     ("braid_language_requests_total", ("language", "finished"), 1.0, ("finished",)),
     ("braid_language_requests_total", ("language", "failed"), 1.0, ("failed",)),
     ("braid_kv_preemptions_total", ("language", "preemptions"), 1.0, ()),
+    ("braid_kv_evicted_pages_total", ("kv_pages", "evicted"), 1.0, ()),
+    ("braid_lora_cache_total", ("video", "adapters", "found"), 1.0, ("found",)),
+    ("braid_lora_cache_total", ("video", "adapters", "merged"), 1.0, ("merged",)),
+    ("braid_offload_bytes_total", ("video", "offload", "copied_bytes"), 1.0, ()),
+    ("braid_gpu_utilization_ratio", ("gpu", "utilization_ratio"), 1.0, ()),
+    ("braid_gpu_memory_used_bytes", ("gpu", "memory_used_bytes"), 1.0, ()),
+    ("braid_gpu_power_watts", ("gpu", "power_watts"), 1.0, ()),
+    ("braid_gpu_energy_joules_total", ("gpu", "energy_joules"), 1.0, ()),
     ("braid_spans_total", ("spans",), 1.0, ()),
 )
 """(metric, where its value is, what to multiply it by, its labels)"""
+
+_BY_HOLDER = (
+    ("braid_memory_owner_bytes", "by_owner"),
+    ("braid_memory_reclaimed_bytes_total", "reclaimed_bytes"),
+)
+"""(metric, which part of the memory's counters)"""
 
 
 def engine_families(values: Mapping[str, Any]) -> list[Family]:
@@ -44,9 +58,10 @@ def engine_families(values: Mapping[str, Any]) -> list[Family]:
         value = _at(values, path)
         if value is not None:
             registry.set(name, value * factor, *labels)
-    owners = values.get("memory", {}).get("by_owner", {})
-    for owner, num_bytes in owners.items() if isinstance(owners, Mapping) else ():
-        registry.set("braid_memory_owner_bytes", num_bytes, str(owner))
+    for name, part in _BY_HOLDER:
+        holders = values.get("memory", {}).get(part, {})
+        for holder, num_bytes in holders.items() if isinstance(holders, Mapping) else ():
+            registry.set(name, num_bytes, str(holder))
     measured = msgspec.convert(values.get(METRICS, []), list[Family])
     return registry.families() + measured
 

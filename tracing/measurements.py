@@ -17,6 +17,7 @@ REQUEST_CLASS, SIZE, DEADLINE = "request_class", "size", "deadline_s"
 
 _TOKENS = {"prompt_tokens": "prompt", "cached_tokens": "cached", "completion_tokens": "completion"}
 _QUEUE = "queue"
+_BEFORE_STEPS = ("tokenise", _QUEUE)
 _MIN_MEASURED_MS = 0.01
 
 
@@ -28,6 +29,7 @@ class _Open:
     began: float
     phase: str = ""
     phase_began: float = 0.0
+    is_queued: bool = True
     stepped: float | None = None
     """When the last sampler step ended."""
     last_token: float | None = None
@@ -82,7 +84,8 @@ class Measurements:
     def _hear(self, mark: Mark) -> None:
         key = id(mark.trace)
         if mark.verb is Verb.OPEN:
-            self._open[key] = self._by_request[mark.trace.request_id] = _opened(mark.trace, mark.time)
+            self._open[key] = self._by_request[mark.trace.request_id] = opened = _opened(mark.trace, mark.time)
+            self._registry.add(names.QUEUED, 1.0, opened.request_class)
             return
         found = self._open.get(key)
         if found is None:
@@ -103,11 +106,18 @@ class Measurements:
     def _phase(self, found: _Open, mark: Mark) -> None:
         registry = self._registry
         self._close_phase(found, mark.time)
+        if mark.name not in _BEFORE_STEPS:
+            self._leave_queue(found)
         if found.phase == _QUEUE:
             registry.observe(names.QUEUE, mark.time - found.began, found.request_class)
         if mark.name == CHAT_DECODE and found.stepped is None:
             found.last_token = mark.time
         found.phase, found.phase_began, found.stepped = mark.name, mark.time, None
+
+    def _leave_queue(self, found: _Open) -> None:
+        if found.is_queued:
+            found.is_queued = False
+            self._registry.add(names.QUEUED, -1.0, found.request_class)
 
     def _progress(self, found: _Open, mark: Mark) -> None:
         found.last_token = None  # the `decode` of a film, not of a chat
@@ -125,6 +135,7 @@ class Measurements:
 
     def _end(self, found: _Open, mark: Mark) -> None:
         registry = self._registry
+        self._leave_queue(found)
         self._close_phase(found, mark.time)
         if found.last_token is not None and not mark.name:
             self._token(found, mark.time)  # it is said within the last token's step

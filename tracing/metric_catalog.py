@@ -14,6 +14,7 @@ STEP_ERRORS = "braid_step_errors_total"
 LANE_BUSY = "braid_lane_busy_seconds_total"
 PREDICTION = "braid_prediction_ratio"
 QUEUE = "braid_queue_seconds"
+QUEUED = "braid_queued_requests"
 FIRST_TOKEN = "braid_time_to_first_token_seconds"
 INTER_TOKEN = "braid_inter_token_seconds"
 REQUEST = "braid_request_seconds"
@@ -34,6 +35,7 @@ STEP_METRICS = (
 
 REQUEST_METRICS = (
     MetricSpec(QUEUE, "histogram", "From submission to the first step.", ("request_class",), _LONG),
+    MetricSpec(QUEUED, "gauge", "Requests whose first step has not run.", ("request_class",)),
     MetricSpec(FIRST_TOKEN, "histogram", "From submission to the first token of a chat.", ("request_class",), _LONG),
     MetricSpec(INTER_TOKEN, "histogram", "Between two tokens of a chat.", ("request_class",), _SHORT),
     MetricSpec(REQUEST, "histogram", "From submission to the last event.", ("request_class",), _LONG),
@@ -54,6 +56,16 @@ ENGINE_METRICS = (
     MetricSpec("braid_memory_evictable_bytes", "gauge", "Of that, what can be given back at once."),
     MetricSpec("braid_memory_high_water_bytes", "gauge", "The most that was ever leased."),
     MetricSpec("braid_memory_owner_bytes", "gauge", "What is leased, by owner.", ("owner",)),
+    MetricSpec("braid_memory_reclaimed_bytes_total", "counter", "What its holder gave back because others needed it.",
+               ("holder",)),
+    MetricSpec("braid_kv_evicted_pages_total", "counter", "Cached pages that were forgotten to make room."),
+    MetricSpec("braid_lora_cache_total", "counter", "Merged adapters that were asked for, by whether they were there.",
+               ("result",)),
+    MetricSpec("braid_offload_bytes_total", "counter", "Weights of the video model copied to the device."),
+    MetricSpec("braid_gpu_utilization_ratio", "gauge", "Part of the last moments in which the GPU ran something."),
+    MetricSpec("braid_gpu_memory_used_bytes", "gauge", "Memory of the GPU that is used, by whomever."),
+    MetricSpec("braid_gpu_power_watts", "gauge", "What the GPU draws."),
+    MetricSpec("braid_gpu_energy_joules_total", "counter", "What the GPU has drawn since its driver started."),
     MetricSpec("braid_kv_pages", "gauge", "Pages of keys and values.", ("state",)),
     MetricSpec("braid_kv_slabs", "gauge", "Slabs that pages come from."),
     MetricSpec("braid_prefix_cache_hit_tokens_total", "counter", "Prompt tokens that were in the prefix cache."),
@@ -63,7 +75,7 @@ ENGINE_METRICS = (
     MetricSpec("braid_language_requests_total", "counter", "Language requests that ended.", ("status",)),
     MetricSpec("braid_kv_preemptions_total", "counter", "Sequences that yielded their keys and values."),
     MetricSpec("braid_spans_total", "counter", "Spans given away by the engine."),
-)
+)  # fmt: skip
 
 HTTP_METRICS = (
     MetricSpec("braid_http_requests_total", "counter", "HTTP responses.", ("method", "route", "status")),

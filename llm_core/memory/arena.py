@@ -44,6 +44,8 @@ class ArenaUsage:
     by_owner: dict[str, int]
     """Bytes of all leases, evictable ones included; so is `by_kind`."""
     by_kind: dict[str, int]
+    reclaimed_bytes: dict[str, int]
+    """What reclaimers have given back ever, because others needed it."""
 
 
 class Lease:
@@ -95,6 +97,9 @@ class Arena:
         self._by_owner: dict[str, int] = {}
         self._by_kind: dict[str, int] = {}
         self._reclaimers: list[tuple[int, Reclaimer]] = []
+        self._reclaimed_bytes: dict[str, int] = {}
+        self._promised: dict[Lease, int] = {}
+        """What each owner of a lease by `keep` needs beside it now and then, at most."""
 
     def lease(
         self, owner: str, num_bytes: int, *, kind: str, evictable: bool = False, permanent: bool = False
@@ -161,6 +166,7 @@ class Arena:
                 high_water_bytes=self._high_water_bytes,
                 by_owner=dict(self._by_owner),
                 by_kind=dict(self._by_kind),
+                reclaimed_bytes=dict(self._reclaimed_bytes),
             )
 
     def _resize(self, lease: Lease, num_bytes: int) -> None:
@@ -186,7 +192,8 @@ class Arena:
         for _, reclaimer in tuple(self._reclaimers):
             if growth <= self.available_bytes:
                 return
-            reclaimer.reclaim(growth - self.available_bytes)
+            num_bytes = reclaimer.reclaim(growth - self.available_bytes)
+            self._reclaimed_bytes[reclaimer.name] = self._reclaimed_bytes.get(reclaimer.name, 0) + num_bytes
         if growth > self.available_bytes:
             raise MemoryPressure(_holding(lease), needed_bytes=growth, available_bytes=self.available_bytes)
 

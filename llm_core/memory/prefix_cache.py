@@ -48,6 +48,8 @@ class PrefixCache:
             raise ValueError(f"page_tokens={page_tokens} must be {pages.page_tokens}, as in the KV pages")
         self.page_tokens = page_tokens
         self.evictable_pages = 0
+        self.num_evicted_pages = 0
+        """Forgotten ever, to make room."""
         self._pages = pages
         self._lock = pages.arena.lock
         self._roots: dict[Hashable, Node] = {}
@@ -117,6 +119,7 @@ class PrefixCache:
                 if self._is_current(last_used, page):
                     evicted.append(self._remove(self._nodes[page]))
             self._pages.release(evicted)
+            self.num_evicted_pages += len(evicted)
             return len(evicted)
 
     def clear(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -13,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from braid.tests.tracing.stage import Stage
 from braid.tests.tracing.test_trace_builder import play_chat, play_film
 from braid.tracing.engine_metrics import METRICS, engine_families
+from braid.tracing.gpu_counters import gpu_counters
 from braid.tracing.measurements import Measurements
 from braid.tracing.metric_catalog import ALL_METRICS
 from braid.tracing.metric_families import Family, MetricSpec, Registry, Sample
@@ -78,6 +81,45 @@ def test_what_nobody_wants_traced_is_measured_all_the_same() -> None:
     assert read(measurements.families())["braid_requests_total", "request_class=,status=request_cancelled"] == 1
 
 
+def test_the_queue_is_as_deep_as_requests_wait_in_it() -> None:
+    stage = Stage()
+    measurements = Measurements()
+
+    def depth() -> float:
+        measurements.take(stage.recorder.take())
+        return read(measurements.families())["braid_queued_requests", "request_class="]
+
+    first, second, _ = (stage.open(name) for name in ("a", "b", "c"))
+    assert depth() == 3
+    first.phase("prefill")
+    first.phase("decode")
+    second.end(error="request_cancelled")
+    first.end()
+    assert depth() == 1
+
+
+def test_a_gpu_tells_what_nvidias_library_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception): ...
+
+    def unsupported(handle: str) -> float:
+        raise NVMLError
+
+    library = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}",
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=25 if handle == "gpu 1" else 0),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=7),
+        nvmlDeviceGetPowerUsage=lambda handle: 300_000,
+        nvmlDeviceGetTotalEnergyConsumption=unsupported,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    assert gpu_counters("cuda:1")() == {"utilization_ratio": 0.25, "memory_used_bytes": 7.0, "power_watts": 300.0}
+    assert gpu_counters("cpu")() == {}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_counters("cuda:1")() == {}
+
+
 def test_buckets_are_cumulated_and_a_bound_belongs_to_its_bucket() -> None:
     registry = Registry([MetricSpec("x_seconds", "histogram", "x", ("a",), (1.0, 2.0))])
     for value in (0.5, 1.0, 1.5, 9.0):
@@ -104,7 +146,12 @@ def test_the_engines_counters_cross_processes_as_metrics() -> None:
     measurements.take(stage.recorder.take())
     values = {
         "requests": {"open": 3, "waiting": 1},
-        "memory": {"budget_bytes": 100, "leased_bytes": 60, "by_owner": {"weights": 40}},
+        "memory": {
+            "budget_bytes": 100, "leased_bytes": 60, "by_owner": {"weights": 40},
+            "reclaimed_bytes": {"cached prefixes": 7},
+        },
+        "video": {"adapters": {"found": 2, "merged": 1}, "offload": {"copied_bytes": 9}},
+        "gpu": {"power_watts": 300.5},
         "language": {"forward_ms": 1500.0},
         METRICS: measurements.families(),
     }
@@ -112,6 +159,9 @@ def test_the_engines_counters_cross_processes_as_metrics() -> None:
     found = read(engine_families(crossed))
     assert found["braid_requests_open", ""] == 3
     assert found["braid_memory_owner_bytes", "owner=weights"] == 40
+    assert found["braid_memory_reclaimed_bytes_total", "holder=cached prefixes"] == 7
+    assert [found["braid_lora_cache_total", f"result={result}"] for result in ("found", "merged")] == [2, 1]
+    assert found["braid_offload_bytes_total", ""] == 9 and found["braid_gpu_power_watts", ""] == 300.5
     assert found["braid_language_forward_seconds_total", ""] == 1.5
     assert found["braid_queue_seconds_count", "request_class="] == 1
     assert ("braid_kv_slabs", "") not in found

@@ -18,6 +18,9 @@ LEAST_REGISTERED_BYTES = 16 << 20
 class Transfers(Protocol):
     """A queue of copies. Nothing waits here but the device, except in `finish`."""
 
+    copied_bytes: int
+    """Ever."""
+
     def empty(self, num_bytes: int) -> Tensor:
         """(num_bytes,) uint8 on the device."""
         ...
@@ -49,6 +52,7 @@ class CudaTransfers:
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self.copied_bytes = 0
 
     def empty(self, num_bytes: int) -> Tensor:
         buffer = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
@@ -68,6 +72,7 @@ class CudaTransfers:
         return self._event(torch.cuda.current_stream(self._device))
 
     def copy(self, target: Tensor, source: Tensor, *, after: Mark) -> torch.cuda.Event:
+        self.copied_bytes += source.nbytes
         self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
