@@ -49,6 +49,14 @@ class Stage:
         trace.phase("queue")
         return trace
 
+    def film_under_way(self, *, num_steps: int = 2) -> RequestTrace:
+        """A film whose first stage has begun, in a step of its own."""
+        film = self.open("film")
+        self.begin(0)
+        film.progress("stage_1", 0, num_steps)
+        self.ended("film", host_ms=1, kind="resume")
+        return film
+
     def wait(self, ms: float) -> None:
         self.now += ms / 1000
 

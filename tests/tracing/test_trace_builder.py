@@ -120,11 +120,8 @@ def test_a_films_steps_are_children_of_its_stages() -> None:
 
 def test_the_device_time_of_all_requests_is_that_of_the_lane() -> None:
     stage = Stage()
-    film = stage.open("film")
+    film = stage.film_under_way(num_steps=3)
     chat = stage.open("chat")
-    stage.begin(0)
-    film.progress("stage_1", 0, 3)
-    stage.ended("film", host_ms=1, kind="resume")
     for step in (1, 2, 3):
         stage.step("film")
         stage.step("film", "chat", ms=7)
@@ -141,11 +138,8 @@ def test_the_device_time_of_all_requests_is_that_of_the_lane() -> None:
 
 def test_who_had_the_device_in_between_is_named_with_its_time() -> None:
     stage = Stage()
-    film = stage.open("film")
     stage.open("chat").phase("decode")
-    stage.begin(0)
-    film.progress("stage_1", 0, 2)
-    stage.ended("film", kind="resume")
+    film = stage.film_under_way()
     stage.step("film")
     stage.step("chat", ms=4)
     stage.step("chat", ms=5)
@@ -206,10 +200,7 @@ def test_a_request_on_behalf_of_another_hangs_under_its_phase_and_ends_by_itself
 
 def test_a_part_with_a_name_of_its_own_is_a_span_within_its_step() -> None:
     stage = Stage()
-    film = stage.open("film")
-    stage.begin(0)
-    film.progress("stage_1", 0, 2)
-    stage.ended("film", kind="resume")
+    film = stage.film_under_way()
     stage.step("film", kind="merge")
     stage.step("film", kind="merge")
     stage.step("film")
@@ -232,10 +223,7 @@ def test_segments_are_spans_only_when_asked_for() -> None:
 
 def test_an_error_marks_the_open_phase_and_the_request_only() -> None:
     stage = Stage()
-    film = stage.open("film")
-    stage.begin(0)
-    film.progress("stage_1", 0, 2)
-    stage.ended("film", kind="resume")
+    film = stage.film_under_way()
     stage.step("film")
     film.end(error="request_cancelled")
     spans = stage.finish()
@@ -262,10 +250,7 @@ def test_a_refused_request_under_an_id_in_use_leaves_the_other_alone() -> None:
 
 def test_what_has_not_ended_is_interrupted_at_the_end() -> None:
     stage = Stage()
-    film = stage.open("film")
-    stage.begin(0)
-    film.progress("stage_1", 0, 2)
-    stage.ended("film", kind="resume")
+    stage.film_under_way()
     stage.step("film")
     stage.build()
     expected = {span.name for span in stage.builder.open_spans()}
