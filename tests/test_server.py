@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -263,8 +264,13 @@ def test_passwords_and_secrets_are_not_in_a_childs_arguments(monkeypatch: pytest
 
 def test_the_engine_opens_the_database_that_its_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[ServeConfig] = []
-    monkeypatch.setattr("braid.serving.build_serving", lambda config, tell, on_crash: served.append(config))
-    monkeypatch.setattr("braid.rest.child.run_child", lambda arguments, build: build(None) or 0)
+
+    def build_serving(config: ServeConfig, tell: Any, on_crash: Any) -> SimpleNamespace:
+        served.append(config)
+        return SimpleNamespace(trace_of=None)
+
+    monkeypatch.setattr("braid.serving.build_serving", build_serving)
+    monkeypatch.setattr("braid.rest.child.run_child", lambda arguments, build: build(None) is None)
     config = ServeConfig(job_database="postgresql://ann:hunter2@db/jobs")
     monkeypatch.setenv(JOB_DATABASE_VARIABLE, child_environment(config)[JOB_DATABASE_VARIABLE])
     link = ["--socket", "fd:0", "--parent", "1", "--generation", "1", "--files", "/nowhere"]
