@@ -270,7 +270,7 @@ def test_the_engine_opens_the_database_that_its_environment_names(monkeypatch: p
         return SimpleNamespace(trace_of=None)
 
     monkeypatch.setattr("braid.serving.build_serving", build_serving)
-    monkeypatch.setattr("braid.rest.child.run_child", lambda arguments, build: build(None) is None)
+    monkeypatch.setattr("braid.rest.child.run_child", lambda arguments, build: 0 if build(None) else 1)
     config = ServeConfig(job_database="postgresql://ann:hunter2@db/jobs")
     monkeypatch.setenv(JOB_DATABASE_VARIABLE, child_environment(config)[JOB_DATABASE_VARIABLE])
     link = ["--socket", "fd:0", "--parent", "1", "--generation", "1", "--files", "/nowhere"]
