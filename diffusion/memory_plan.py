@@ -61,7 +61,9 @@ class MemoryPlan:
     offload: Offload
     stages: tuple[StagePeak, ...]
     held_bytes: int
-    """Latents and what goes with them, from the first stage to the last."""
+    """Latents and what goes with them, from the first stage to the last; on a CPU also the frames of the result."""
+    lasting_bytes: int
+    """Of the transformer, on the device before and after the job."""
     host_bytes: int
     """What is moved to the device from merged weights and staged blocks; more is used where there is room."""
     resident: tuple[str, ...]
@@ -74,6 +76,11 @@ class MemoryPlan:
     @property
     def highest(self) -> StagePeak:
         return max(self.stages, key=lambda stage: stage.num_bytes)
+
+    @property
+    def largest_bytes(self) -> int:
+        """The most that an operation takes beside what is held and what stays on the device."""
+        return self.highest.num_bytes - self.lasting_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -128,7 +135,8 @@ def plan(job: Job, memory: StageMemory, terms: Terms) -> MemoryPlan:
     return MemoryPlan(
         offload=offload,
         stages=stages,
-        held_bytes=_held_bytes(job),
+        held_bytes=_held_bytes(job) + (frame_bytes(job) if memory.device_type == "cpu" else 0),
+        lasting_bytes=lasting,
         host_bytes=_host_bytes(memory, terms, is_streamed=is_streamed),
         resident=(str(Part.TRANSFORMER),) if offload is Offload.NONE else (),
         streamed=(str(Part.TRANSFORMER),) if is_streamed else (),
@@ -314,3 +322,9 @@ def _held_bytes(job: Job) -> int:
     if job.has_video:
         num_values += job.grid().num_tokens * job.geometry.video.num_channels
     return num_values * (6 * job.dtype.itemsize + 2 * torch.float64.itemsize)
+
+
+def frame_bytes(job: Job) -> int:
+    """The frames of the result, on the host, where they are kept in memory."""
+    is_kept = job.has_video and job.keep_frames and job.params.output_type == "frames"
+    return 3 * job.num_frames * job.height * job.width if is_kept else 0

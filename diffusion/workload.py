@@ -14,10 +14,20 @@ from braid.diffusion.components import Components
 from braid.diffusion.delivery import Delivery, WriteFile, delivered, write_file
 from braid.diffusion.denoising import Denoiser
 from braid.diffusion.expansion import Expansion, expanded
+from braid.diffusion.held_memory import HoldMemory, Needs, hold_memory, holding
 from braid.diffusion.job import Job
 from braid.diffusion.media_files import import_encoders
 from braid.diffusion.media_operations import MediaOperations
-from braid.diffusion.memory_plan import AdapterBytes, Offload, Terms, check, in_effect, lasting_bytes
+from braid.diffusion.memory_plan import (
+    AdapterBytes,
+    Offload,
+    Terms,
+    check,
+    frame_bytes,
+    in_effect,
+    lasting_bytes,
+    plan,
+)
 from braid.diffusion.model_facts import ModelFacts
 from braid.diffusion.models.ltx2.block_layout import BLOCKS, entry_dtype
 from braid.diffusion.models.ltx2.checkpoint import LTX2Checkpoint
@@ -192,11 +202,12 @@ class Diffusion:
             distilled_adapter=distilled_adapter,
             has_adapter=lambda name: name in self.adapters,
         )
+        run = holding(run_job, self._needs)
         self.workload = PipelineWorkload(
             NAME,
             {
-                Job: expanded(run_job, self._expansions(), clock),
-                Delivery: expanded(delivered(run_job), self._expansions(), clock),
+                Job: expanded(run, self._expansions(), clock),
+                Delivery: expanded(delivered(run), self._expansions(), clock),
             },
             self._handlers(MediaOperations(self._components, self._memory, arena, meter), meter),
             on_checkpoint=on_checkpoint,
@@ -213,7 +224,11 @@ class Diffusion:
         job = resolve(params, self.facts)
         if params.enhance_prompt and self._language is not None:
             rewriting_token_ids(params.prompt, self._language)
-        terms = Terms(
+        check(job, self._memory, self._terms(job))
+        return job
+
+    def _terms(self, job: Job) -> Terms:
+        return Terms(
             budget_bytes=self._arena.lasting_bytes + self._lasting_bytes,
             host_budget_bytes=None if self._host_arena is self._arena else self._host_arena.lasting_bytes,
             offload=self._planned,
@@ -222,8 +237,14 @@ class Diffusion:
                 outside=max(map(self._variant_bytes_outside, job.adapters)),
             ),
         )
-        check(job, self._memory, terms)
-        return job
+
+    def _needs(self, job: Job) -> list[tuple[Arena, Needs]]:
+        """What a job keeps on the device, and on the host where that is another place."""
+        found = plan(job, self._memory, self._terms(job))
+        needs = [(self._arena, Needs(found.held_bytes, found.largest_bytes))]
+        if self._host_arena is not self._arena:
+            needs.append((self._host_arena, Needs(frame_bytes(job), found.host_bytes)))
+        return needs
 
     def _variant_bytes(self, adapters: tuple[AdapterUse, ...]) -> int:
         """What merging copies, beside the base."""
@@ -266,6 +287,7 @@ class Diffusion:
             DecodeAudio: InPieces(media.decode_audio),
             ProjectText: InPieces(media.project_text),
             WriteFile: InPieces(partial(write_file, meter)),
+            HoldMemory: InPieces(hold_memory),
         }
         if self._language is not None:
             handlers[RewritePrompt] = rewrite_prompt(self._language)

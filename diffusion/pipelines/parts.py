@@ -98,7 +98,8 @@ def decode(
             yield Progress("decode_audio", 0, 1)
             waveform = yield DecodeAudio(audio)
         if video is not None:
-            decoded = yield from _decode_frames(video, _generator_after(job, state), is_kept=job.keep_frames)
+            generator = _generator_after(job, state)
+            decoded = yield from _decode_frames(video, job.num_frames, generator, is_kept=job.keep_frames)
     return GenerationResult(
         decoded.frames,
         waveform,
@@ -123,17 +124,19 @@ class _Frames:
     shape: tuple[int, int, int, int] | None = None
 
 
-def _decode_frames(latents: Tensor, generator: Tensor, *, is_kept: bool) -> Part[_Frames]:
-    """Group after group; the last ones of a group wait in `carry` for the next."""
-    chunks: list[Tensor] = []
-    height = width = num_frames = 0
+def _decode_frames(latents: Tensor, num_frames: int, generator: Tensor, *, is_kept: bool) -> Part[_Frames]:
+    """Group after group, into place; the last ones of a group wait in `carry` for the next."""
+    whole: Tensor | None = None
+    height = width = num_decoded = 0
     carry, group, num_groups = None, 0, 1
     while group < num_groups:
         yield Progress("decode", group, num_groups)
         decoded = yield DecodeFrames(latents, group, carry, generator)
         carry, num_groups, group = decoded.carry, decoded.num_groups, group + 1
-        num_frames, (height, width) = num_frames + len(decoded.frames), decoded.frames.shape[1:3]
+        first, (height, width) = num_decoded, decoded.frames.shape[1:3]
+        num_decoded += len(decoded.frames)
         if is_kept:
-            chunks.append(decoded.frames)
+            whole = decoded.frames.new_empty(num_frames, height, width, 3) if whole is None else whole
+            whole[first:num_decoded] = decoded.frames
         del decoded  # not to be held while the next group is decoded
-    return _Frames(torch.cat(chunks) if is_kept else None, (num_frames, height, width, 3))
+    return _Frames(whole, (num_decoded, height, width, 3))

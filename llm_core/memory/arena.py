@@ -70,6 +70,7 @@ class Lease:
             if not self.is_released:
                 self.resize(0)
                 self.is_released = True
+                self._arena._promised.pop(self, None)
 
     def __enter__(self) -> Lease:
         return self
@@ -117,6 +118,43 @@ class Arena:
         lease = Lease(self, owner, kind=kind, evictable=evictable, permanent=permanent)
         lease.resize(num_bytes)
         return lease
+
+    def keep(
+        self, owner: str, num_bytes: int, *, largest_bytes: int, kind: str, what: str | None = None
+    ) -> Lease:
+        """Take bytes that are held while their owner waits for others, which it needs now and then.
+
+        Those who hold nothing while they wait always get on. Who does hold something could wait for another who waits
+        for it; so all that is kept, and the largest need of any of its owners, must fit in the budget together.
+
+        Args:
+            largest_bytes: the most that the owner will ever need beside what it keeps.
+            what: in errors, in place of the owner's name.
+        Raises:
+            CannotFit: not even alone.
+            MemoryPressure: not beside what others keep, or not now.
+        """
+        what, needed_bytes = what or f"holding {owner}", num_bytes + largest_bytes
+        with self.lock:
+            if not self.could_ever_fit(needed_bytes):
+                raise CannotFit(what, needed_bytes=needed_bytes, budget_bytes=self.lasting_bytes)
+            if not self.can_promise(num_bytes, largest_bytes):
+                available = self.lasting_bytes - self.promised_bytes(largest_bytes) + largest_bytes
+                raise MemoryPressure(what, needed_bytes=needed_bytes, available_bytes=max(0, available))
+            lease = self.lease(owner, num_bytes, kind=kind)
+            self._promised[lease] = largest_bytes
+            return lease
+
+    def can_promise(self, num_bytes: int, largest_bytes: int = 0) -> bool:
+        """Whether with so many bytes kept for good, everybody who keeps something still gets on."""
+        with self.lock:
+            return self.promised_bytes(largest_bytes) + num_bytes <= self.lasting_bytes
+
+    def promised_bytes(self, largest_bytes: int = 0) -> int:
+        """All that is kept, and the largest need beside it."""
+        with self.lock:
+            kept = sum(lease.num_bytes for lease in self._promised)
+            return kept + max(largest_bytes, *self._promised.values(), 0)
 
     def can_lease(self, num_bytes: int) -> bool:
         """Whether `lease` would succeed now, if reclaimers give what they say they could."""

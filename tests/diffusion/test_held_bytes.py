@@ -17,9 +17,10 @@ from braid.diffusion.models.ltx2.block_layout import BLOCKS
 from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.weight_bytes import UPSAMPLER
 from braid.llm_core.memory.arena import Arena
+from braid.llm_core.pipeline import Completed
 from braid.lora.adapter import AdapterUse
 from braid.lora.apply import finish
-from braid.tests.diffusion.rig import BUDGET_BYTES, World, write_files
+from braid.tests.diffusion.rig import BUDGET_BYTES, World, film, write_files
 from braid.tests.diffusion.test_low_memory import streamed
 from braid.tests.tiny_ltx2 import VIDEO_CHANNELS
 
@@ -111,4 +112,48 @@ def test_streaming_holds_what_it_leases(
         assert held(transformer, source) == merged + moved + kept
     weights.release()
     del transformer
+    world.diffusion.close()
+
+
+def test_a_film_holds_its_latents_and_frames_from_its_first_checkpoint_to_its_end(folder: Path) -> None:
+    world = World(folder)
+    world.submit("film", film())
+    seen = []
+    while world.scheduler.run_once():
+        if world.states.get("film") and not isinstance(world.events["film"][-1], Completed):
+            seen.append(leased(world.arena, "films under way"))
+    result = world.result("film")
+    assert result.frames is not None
+    assert len(set(seen)) == 1 and seen[0] >= result.frames.nbytes + held(result.latents)
+    assert leased(world.arena, "films under way") == 0
+    world.diffusion.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_cancelled_film_holds_nothing(folder: Path, when: str) -> None:
+    world = World(folder)
+    world.submit("film", film())
+    while when == "after" and not leased(world.arena, "films under way"):
+        world.scheduler.run_once()
+    world.scheduler.cancel("film")
+    world.run()
+    assert leased(world.arena, "films under way") == 0
+    world.diffusion.close()
+
+
+def test_films_that_do_not_fit_beside_one_another_come_one_after_the_other(folder: Path) -> None:
+    alone = World(folder)
+    needs = alone.diffusion._needs(alone.diffusion.resolve(film()))[0][1]
+    alone.diffusion.close()
+    world = World(folder)
+    ballast = world.arena.lasting_bytes - (needs.largest + 2 * needs.kept - 1)
+    world.arena.lease("others", ballast, kind="ballast", permanent=True)
+    for name in ("one", "two", "three"):
+        world.submit(name, film())
+    most = 0
+    while world.scheduler.run_once():
+        most = max(most, leased(world.arena, "films under way"))
+    assert most == needs.kept
+    for name in ("one", "two", "three"):
+        assert world.result(name).frames is not None
     world.diffusion.close()

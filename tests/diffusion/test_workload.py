@@ -218,7 +218,7 @@ def test_jobs_that_do_not_fit_beside_each_other_take_turns(folder: Path, alone: 
 
 
 def test_a_film_that_never_fits_is_refused_with_the_numbers_and_what_would(folder: Path) -> None:
-    world = World(folder, arena=Arena(40 << 20))
+    world = World(folder, arena=Arena(48 << 20))
     with pytest.raises(CannotFit, match=r"num_frames=\d+ would fit") as caught:
         world.diffusion.resolve(film(height=1024, width=1024, num_frames=121))
     assert caught.value.needed_bytes > caught.value.budget_bytes

@@ -31,8 +31,8 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
-        # Libraries reorder what a convolution reads and gives, so both exist twice for a moment.
-        scratch = args[0].nbytes + result.nbytes if func in CONVOLUTIONS else 0
+        # Libraries reorder what a convolution reads and gives, and its weight: all exist twice for a moment.
+        scratch = args[0].nbytes + args[1].nbytes + result.nbytes if func in CONVOLUTIONS else 0
         self.peak = max(self.peak, self._now + scratch)
         return result
 

@@ -184,3 +184,20 @@ def test_leases_from_many_threads_never_exceed_the_budget() -> None:
     assert arena.usage().leased_bytes == 0
     assert arena.usage().high_water_bytes <= 8
     assert all(available < 4 for available in refused)
+
+
+def test_what_is_kept_leaves_room_for_the_largest_need_of_anybody() -> None:
+    arena = Arena(1_000)
+    film = arena.keep("a film", 300, largest_bytes=400, kind="latents")
+    with pytest.raises(MemoryPressure, match=r"needs 301 bytes and 300 are free"):
+        arena.keep("another", 301, largest_bytes=0, kind="latents")
+    with pytest.raises(MemoryPressure):
+        arena.keep("a chat", 0, largest_bytes=701, kind="results")
+    with pytest.raises(CannotFit, match=r"1,001 bytes"):
+        arena.keep("a chat", 500, largest_bytes=501, kind="results")
+    chat = arena.keep("a chat", 0, largest_bytes=700, kind="results")
+    assert not arena.can_promise(1) and arena.usage().leased_bytes == 300
+    chat.release()
+    assert arena.can_promise(300) and not arena.can_promise(301)
+    film.release()
+    assert arena.can_promise(1_000)
