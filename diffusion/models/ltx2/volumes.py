@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from braid.diffusion.models.ltx2.modules import Pieces
 
-MAX_REGION_MACS = {"cpu": 1_000_000_000, "cuda": 3_000_000_000_000}
-"""Of a region, by device; about 40 ms on one CPU core."""
+MAX_REGION_MACS = {"cpu": 4_000_000_000, "cuda": 3_000_000_000_000}
+"""Of a region, by device. On a CPU each call of a convolution reorders its weight, so small regions cost much: of a
+decoder as wide as the released one, on two cores, regions of this size take up to 71 ms and all of them 1.18 times as
+long as uncut layers (1.6 times with half of it, 1.9 with a quarter). Source: `benchmarks/video_decoding.py`."""
 POINTWISE_MACS = 50
 """What moving a value costs, as multiply-adds of a convolution that take as long."""
 
