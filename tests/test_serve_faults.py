@@ -20,6 +20,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
+from braid.diffusion.jobs.records import NewJob
 from braid.diffusion.jobs.retention import remove_strays
 from braid.diffusion.jobs.storage import JobStorage
 from braid.diffusion.jobs.store import JobStore
@@ -118,7 +119,13 @@ def test_streams_tell_the_end_of_either_process_and_jobs_go_on(folder: Path) -> 
         server.kill(child=False)
         with pytest.raises(httpx.TransportError):
             list(events)
+    with JobStorage.open(folder / "streams", seat="watcher") as storage:
+        lost = JobStore(storage).create(
+            NewJob(kind="image", params={"prompt": "x"}, facts={"synchronous": True, "server": ["http", 1]})
+        )
     with served(config) as server:
+        assert server.client.get(f"/v1/images/{lost.job.id}").json()["status"] == "cancelled"  # nobody waits for it
+        assert 'braid_jobs_total{kind="image",status="cancelled"} 1' in server.client.get("/metrics").text
         assert [kind for kind, _ in told(server, job_id)][-1] == "done"
         assert server.film(job_id) == film
 
