@@ -8,11 +8,13 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -149,6 +151,15 @@ def web(studio: Studio) -> Iterator[httpx.Client]:
     """A client of the studio."""
     with httpx.Client(base_url=studio.server.url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+def client(studio: Studio) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of the studio."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its videos are marked so; ours stay
+        with openai.OpenAI(base_url=f"{studio.server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            yield client
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import io
 import re
 import secrets
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,14 +198,6 @@ def test_every_route_has_its_rows(studio: Studio) -> None:
 @pytest.fixture(scope="module")
 def described() -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_dict(document())
-
-
-@pytest.fixture
-def client(studio: Studio) -> Iterator[openai.OpenAI]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # its videos are marked so; ours stay
-        with openai.OpenAI(base_url=f"{studio.server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-            yield client
 
 
 def finished(web: httpx.Client, kind: str) -> str:

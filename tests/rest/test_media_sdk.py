@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
-from collections.abc import Iterator
 
 import openai
 import pytest
@@ -13,14 +11,6 @@ from conftest import Studio
 from scripted_studio import content
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
-
-
-@pytest.fixture
-def client(studio: Studio) -> Iterator[openai.OpenAI]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # its videos are marked so; ours stay
-        with openai.OpenAI(base_url=f"{studio.server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
-            yield client
 
 
 def named(data: bytes, name: str) -> io.BytesIO:
