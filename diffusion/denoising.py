@@ -35,6 +35,8 @@ class _Taken:
     """What an evaluation holds while it runs; all of it is given back when `stack` is closed."""
 
     make_transformer: MakeTransformer
+    num_bytes: int
+    """Leased beside the weights."""
     stack: ExitStack
 
 
@@ -74,7 +76,7 @@ class Denoiser:
             passes = passes_needed(operation.guidance, needs_unconditional=operation.needs_unconditional)
             estimates: dict[Pass, AudioVideo[Tensor]] = {}
             for kind in passes:
-                estimates[kind] = yield from self._pass(transformer, operation, kind)
+                estimates[kind] = yield from self._pass(transformer, operation, kind, taken.num_bytes)
             num_values = len(passes) * sum(stream.latents.numel() for stream in operation.streams.present())
             return (yield from piece(self._meter, "guide", num_values, lambda: _sum(operation, estimates)))
 
@@ -90,7 +92,7 @@ class Denoiser:
                 stack.callback(held.release)
                 make_transformer = stack.enter_context(self._source.hold(held))
                 stack.enter_context(self._arena.lease("denoising", num_bytes, kind="workspace"))
-                return _Taken(make_transformer, stack)
+                return _Taken(make_transformer, num_bytes, stack)
             except MemoryPressure:
                 stack.close()
             except BaseException:
@@ -131,14 +133,14 @@ class Denoiser:
     # -- one pass ------------------------------------------------------------------------------------------------------
 
     def _pass(
-        self, transformer: LTX2Transformer, operation: Denoise, kind: Pass
+        self, transformer: LTX2Transformer, operation: Denoise, kind: Pass, num_bytes: int
     ) -> Pieces[AudioVideo[Tensor]]:
         """x0 estimates of one pass."""
         streams = _inputs(operation, kind)
         with closing(transformer.begin(streams, _perturbation(operation, kind))) as forward:
             while forward.next_units is not None:
                 units = max(1, forward.next_units // MACS_A_UNIT)
-                yield self._meter.segment("denoise", units)
+                yield self._meter.segment("denoise", units, num_bytes=num_bytes)
                 with self._meter.measured("denoise", units), torch.inference_mode():
                     forward.advance()
             velocities = forward.result()

@@ -151,6 +151,7 @@ class PipelineWorkload:
             units=sum(offer.units for offer in offers[: len(jobs)]),
             device_ms=device_ms,
             host_ms=(self._clock() - start) * 1000 - device_ms,
+            peak_bytes=sum(offer.num_bytes for offer in offers[: len(jobs)]),
             predicted_ms=sum(offer.cost_ms for offer in offers[: len(jobs)]),
         )
 

@@ -64,6 +64,7 @@ def test_a_films_trace_is_whole(folder: Path, tmp_path: Path) -> None:
     assert sigmas[0] == 1.0 > sigmas[1] > 0
     passes = [int(str(span.attributes["braid.guidance_passes"])) for span in steps]
     assert passes[0] > 2 and len(set(passes)) == 1, "guidance takes several passes an evaluation"
+    assert all(int(str(span.attributes["braid.peak_bytes"])) > 0 for span in steps), "the workspace that was leased"
     (preview,) = (span for span in named(spans, "preview") if span.parent_id == first.span_id)
     assert preview.attributes["braid.device_ms"]
     (request,) = named(spans, "request")
