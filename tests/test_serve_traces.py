@@ -182,6 +182,8 @@ def test_one_trace_holds_all_that_a_caller_asked_for(tmp_path: Path) -> None:
         with served(folder, *options, environment=environment) as (server, client):
             asked = ask_for_much(client, f"{url}/told")
             check_device_time(client)
+            merged = 'braid_lora_cache_total{result="merged"} 2'
+            assert merged in client.get("/metrics").text.splitlines(), "one for each choice of adapters"
             asked.killed = killed_and_resumed(server, client)
             until(lambda: any(span.name == "webhook" for span in spans_of(client)))
             kept = spans_of(client)
