@@ -30,6 +30,11 @@ class _Open:
     phase: str = ""
     phase_began: float = 0.0
     is_queued: bool = True
+    device_s: float = 0.0
+    """Of the device, in this phase."""
+    ended_stage: str = ""
+    """The stage before, if the step in which it ended has not been noted yet."""
+    ended_device_s: float = 0.0
     stepped: float | None = None
     """When the last sampler step ended."""
     last_token: float | None = None
@@ -70,8 +75,24 @@ class Measurements:
             registry.observe(names.PREDICTION, step.predicted_ms / step.device_ms, step.workload)
         for request_id in step.request_ids:
             found = self._by_request.get(request_id)
+            if found is not None:
+                self._add_device_time(found, step)
             if found is not None and found.last_token is not None and step.start >= found.phase_began:
                 self._token(found, end_of(step))
+
+    def _add_device_time(self, found: _Open, step: StepRecord) -> None:
+        """To the phase in which the step began."""
+        seconds = step.device_ms / 1e3 / len(step.request_ids)
+        if found.ended_stage and step.start < found.phase_began:
+            found.ended_device_s += seconds
+        else:
+            found.device_s += seconds
+        self._tell_ended_stage(found)
+
+    def _tell_ended_stage(self, found: _Open) -> None:
+        if found.ended_stage:
+            self._registry.observe(names.STAGE_DEVICE, found.ended_device_s, found.ended_stage)
+            found.ended_stage = ""
 
     def _token(self, found: _Open, now: float) -> None:
         assert found.last_token is not None
@@ -113,6 +134,7 @@ class Measurements:
         if mark.name == CHAT_DECODE and found.stepped is None:
             found.last_token = mark.time
         found.phase, found.phase_began, found.stepped = mark.name, mark.time, None
+        found.device_s = 0.0
 
     def _leave_queue(self, found: _Open) -> None:
         if found.is_queued:
@@ -130,6 +152,8 @@ class Measurements:
         if found.stepped is not None:
             name = VIDEO_DECODE if found.phase == CHAT_DECODE else PHASES.get(found.phase, found.phase)
             self._registry.observe(names.STAGE, now - found.phase_began, name)
+            self._tell_ended_stage(found)
+            found.ended_stage, found.ended_device_s = name, found.device_s
         elif found.last_token is not None and found.phase == CHAT_DECODE:
             self._registry.observe(names.FIRST_TOKEN, found.phase_began - found.began, found.request_class)
 
@@ -137,6 +161,7 @@ class Measurements:
         registry = self._registry
         self._leave_queue(found)
         self._close_phase(found, mark.time)
+        self._tell_ended_stage(found)
         if found.last_token is not None and not mark.name:
             self._token(found, mark.time)  # it is said within the last token's step
         seconds = mark.time - found.began

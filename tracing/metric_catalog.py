@@ -20,6 +20,7 @@ INTER_TOKEN = "braid_inter_token_seconds"
 REQUEST = "braid_request_seconds"
 REQUESTS = "braid_requests_total"
 STAGE = "braid_stage_seconds"
+STAGE_DEVICE = "braid_stage_device_seconds"
 SAMPLER_STEP = "braid_sampler_step_seconds"
 TOKENS = "braid_tokens_total"
 PREEMPTIONS = "braid_preemptions_total"
@@ -42,6 +43,7 @@ REQUEST_METRICS = (
     MetricSpec(REQUESTS, "counter", "Requests that ended, by how.", ("request_class", "status")),
     MetricSpec(STAGE, "histogram", "A stage of a picture, film or sound, other requests' steps included.", ("stage",),
                _LONG),
+    MetricSpec(STAGE_DEVICE, "histogram", "Of that, what the device was its own.", ("stage",), _LONG),
     MetricSpec(SAMPLER_STEP, "histogram", "A step of a sampler, by size of the result.", ("size",), _LONG),
     MetricSpec(TOKENS, "counter", "Tokens of ended phases: prompt, cached (a part of those) or completion.", ("kind",)),
     MetricSpec(PREEMPTIONS, "counter", "Requests that had to yield what they held.", ("cause",)),

@@ -65,6 +65,8 @@ def test_a_film_is_measured_by_stage_and_by_sampler_step() -> None:
     assert found["braid_sampler_step_seconds_count", "size=64x64x9"] == 2
     stages = {labels for name, labels in found if name == "braid_stage_seconds_count"}
     assert stages == {"stage=stage_1", "stage=vae decode", "stage=file write"}
+    on_device = [found["braid_stage_device_seconds_sum", f"stage={name}"] for name in ("stage_1", "vae decode")]
+    assert on_device == pytest.approx([0.08, 0.07])
     assert not any(name.startswith(("braid_inter_token", "braid_time_to_first")) for name, _ in found)
     assert found["braid_step_device_seconds_sum", "kind=denoise,workload=diffusion"] == pytest.approx(0.08)
     assert found["braid_lane_busy_seconds_total", "lane=device"] == pytest.approx(0.155)
