@@ -24,8 +24,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 ANIMATIONS = (".gif", ".webp")
 FILMS = (".mp4",)
 SOUNDS = (".wav",)
-PIXELS_A_PIECE = 1 << 20
-"""About 30 ms of x264's fastest presets on two cores."""
+PIXELS_A_PIECE, LEAST_PIXELS = 1 << 20, 1 << 17
+"""About 30 ms of x264's fastest presets on two cores; a small frame takes as long as one of so many pixels."""
 
 Writing: TypeAlias = Generator[tuple[str, int], None, None]
 """Yields (kind, units) in front of each piece; abandoned, it leaves no file."""
@@ -133,7 +133,7 @@ class _FilmFile:
         if self._writer is None:
             yield "open_film", 1
             self._writer, self._frame_size = self._opened(height, width), height * width * 3
-        step = max(1, PIXELS_A_PIECE // (height * width))
+        step = max(1, PIXELS_A_PIECE // max(height * width, LEAST_PIXELS))
         for start in range(0, num_frames, step):
             chunk = frames[start : start + step]
             yield "write_frames", chunk.numel()

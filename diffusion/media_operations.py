@@ -70,14 +70,19 @@ class MediaOperations:
 
     def encode_image(self, operation: EncodeImage) -> Pieces[Tensor]:
         """`EncodeImage`."""
-        pixels = operation.height * operation.width
-        frame = yield from piece(self._meter, "prepare_image", pixels, partial(_prepared, operation))
+        from braid.multimodal.images import cover
+        from braid.multimodal.media import recompress
+
+        image = operation.image
+        if operation.crf:
+            image = yield from self._run("recompress", recompress(image, operation.crf))
+        fitted = partial(cover, image, operation.height, operation.width)
+        frame: Tensor = yield from piece(self._meter, "prepare_image", image.numel(), fitted)
         return (yield from self._encode_frames(frame))
 
     def encode_video(self, operation: EncodeVideo) -> Pieces[Tensor]:
         """`EncodeVideo`."""
-        num_values = operation.frames.numel()
-        frames = yield from piece(self._meter, "prepare_video", num_values, partial(_as_input, operation.frames))
+        frames: Tensor = yield from self._run("prepare_video", _as_input(operation.frames))
         return (yield from self._encode_frames(frames))
 
     def _encode_frames(self, frames: Tensor) -> Pieces[Tensor]:
@@ -204,18 +209,15 @@ class MediaOperations:
         return self._components.dtype or tensor.dtype
 
 
-def _prepared(operation: EncodeImage) -> Tensor:
-    """A picture as the encoder sees it, (1, 3, 1, H, W) in [-1, 1]."""
-    from braid.multimodal.images import cover
-    from braid.multimodal.media import recompress
+def _as_input(frames: Tensor) -> Generator[int, None, Tensor]:
+    """(F, H, W, 3) uint8 as (1, 3, F, H, W) float32 in [-1, 1], some frames a piece."""
+    from braid.diffusion.models.ltx2.tiling import pieces_of_frames, work_of_frames
 
-    image = recompress(operation.image, operation.crf) if operation.crf else operation.image
-    return cover(image, operation.height, operation.width)
-
-
-def _as_input(frames: Tensor) -> Tensor:
-    """(F, H, W, 3) uint8 as (1, 3, F, H, W) float32 in [-1, 1]."""
-    return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+    made = torch.empty(1, NUM_COLOURS, *frames.shape[:3])
+    for some in pieces_of_frames(made):
+        yield work_of_frames(made[:, :, some])
+        made[:, :, some] = frames[some].permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+    return made
 
 
 def _generator(network: Any, plan: Any, operation: DecodeFrames) -> torch.Generator | None:

@@ -78,8 +78,9 @@ NAME = "diffusion"
 COST_PRIORS = {
     "denoise": (0.5, 0.02), "decode_tile": (0.5, 0.05), "encode_video": (0.5, 0.05), "upsample": (0.5, 0.03),
     "decode_audio": (0.5, 0.05), "vocode": (0.5, 0.05), "encode_audio": (0.5, 0.05), "project_text": (0.5, 0.02),
-    "merge": (0.2, 5e-6), "guide": (0.1, 5e-6), "to_pixels": (0.1, 0.05), "prepare_image": (1.0, 5e-5),
-    "prepare_video": (1.0, 1e-5), "mel": (1.0, 1e-4), "write_frames": (1.0, 1e-5), "write_sound": (1.0, 1e-4),
+    "merge": (0.2, 5e-6), "guide": (0.1, 5e-6), "to_pixels": (0.1, 0.05), "prepare_image": (1.0, 5e-6),
+    "prepare_video": (0.1, 0.05), "recompress": (1.0, 3.0),
+    "mel": (1.0, 1e-4), "write_frames": (1.0, 1e-5), "write_sound": (1.0, 1e-4),
     "write_delayed": (1.0, 1e-5), "write_end": (2.0, 0.002), "write_wav": (1.0, 1e-5),
     "write_picture.jpg": (1.0, 1e-5), "write_picture.jpeg": (1.0, 1e-5), "write_picture.webp": (1.0, 1e-4),
     "write_animation.gif": (1.0, 1e-4), "write_animation.webp": (1.0, 1e-4), "look": (0.2, 1e-6),

@@ -6,6 +6,7 @@ Source: specs of LTX-2, section e.
 from __future__ import annotations
 
 import io
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from braid.errors import InvalidRequest
 from braid.multimodal.h264 import NUM_THREADS, PRESET, check_crf
 
 
-def recompress(image: Tensor, crf: int) -> Tensor:
-    """A picture as it is after one frame of H.264.
+def recompress(image: Tensor, crf: int) -> Generator[int, None, Tensor]:
+    """A picture as it is after one frame of H.264, in two pieces: there and back. Yields the values of each.
 
     Args:
         image: (H, W, 3) uint8; an odd last row or column is cut off.
@@ -32,7 +33,10 @@ def recompress(image: Tensor, crf: int) -> Tensor:
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     if not height or not width:
         raise InvalidRequest(f"an image of {image.shape[1]}x{image.shape[0]} is too small for H.264", param="image")
-    return _decode(_encode(image[:height, :width], crf))
+    yield image.numel()
+    data = _encode(image[:height, :width], crf)
+    yield image.numel()
+    return _decode(data)
 
 
 def _encode(image: Tensor, crf: int) -> bytes:

@@ -29,6 +29,13 @@ def test_a_film_is_written_in_bounded_pieces(tmp_path: Path) -> None:
     assert len(read_video(tmp_path / "x.mp4").frames) == 9
 
 
+def test_small_frames_too_are_written_a_few_a_piece(tmp_path: Path) -> None:
+    frames = torch.zeros(20, 64, 64, 3, dtype=torch.uint8)
+    pieces = list(writing(tmp_path / "x.mp4", frames, None, 24.0))
+    sizes = [num_values // (64 * 64 * 3) for kind, num_values in pieces if kind == "write_frames"]
+    assert sizes == [8, 8, 4]
+
+
 def test_a_png_is_written_some_rows_a_piece(tmp_path: Path) -> None:
     pieces = list(writing(tmp_path / "x.png", FRAMES[:1], None, 24.0))
     assert {kind for kind, _ in pieces} == {"write_png"}

@@ -29,6 +29,15 @@ def picture(height: int = 20, width: int = 30) -> Tensor:
     return torch.stack(planes, dim=-1).to(torch.uint8)
 
 
+def recompressed(image: Tensor, crf: int) -> Tensor:
+    pieces = recompress(image, crf)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
 def _file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
@@ -172,26 +181,26 @@ def test_a_small_picture_is_padded_and_not_enlarged() -> None:
 
 def test_the_round_trip_of_h264_loses_a_little_and_always_the_same() -> None:
     image = picture(65, 97)
-    found = recompress(image, 33)
+    found = recompressed(image, 33)
     assert found.shape == (64, 96, 3)
     assert found.dtype == torch.uint8
     error = (found.float() - image[:64, :96].float()).abs().mean()
     assert 0.5 < error < 20
-    assert torch.equal(found, recompress(image, 33))
-    finer = recompress(image, 5)
+    assert torch.equal(found, recompressed(image, 33))
+    finer = recompressed(image, 5)
     assert (finer.float() - image[:64, :96].float()).abs().mean() < error
-    assert torch.equal(recompress(image, 0), image)
+    assert torch.equal(recompressed(image, 0), image)
 
 
 @pytest.mark.parametrize("crf", [-1, 52, 3.5, True])
 def test_a_crf_that_is_none_is_refused(crf: int) -> None:
     with pytest.raises(InvalidRequest, match="image_crf="):
-        recompress(picture(), crf)
+        recompressed(picture(), crf)
 
 
 def test_a_picture_of_one_row_has_no_h264() -> None:
     with pytest.raises(InvalidRequest, match=r"too small for H\.264"):
-        recompress(picture(1, 30), 33)
+        recompressed(picture(1, 30), 33)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (31, 1)])
