@@ -128,8 +128,8 @@ def test_latents_that_become_nan_end_the_job_at_the_end_of_their_stage(
     before = held(world)
     forward = Denoiser._pass
 
-    def with_nan(self: Denoiser, transformer: Any, operation: Denoise, kind: Any) -> Generator[Any, Any, Any]:
-        found = yield from forward(self, transformer, operation, kind)
+    def with_nan(self: Denoiser, transformer: Any, *arguments: Any) -> Generator[Any, Any, Any]:
+        found = yield from forward(self, transformer, *arguments)
         found.video[0, 0, 0] = float("nan")
         return found
 
