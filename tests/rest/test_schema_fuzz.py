@@ -32,6 +32,8 @@ from braid.rest.limits import AdmissionLimits
 from braid.rest.openapi import document
 from braid.rest.operations import EVENTS, OPERATIONS, Operation
 
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
+"""The server draws random numbers on other threads of this process while an example is made."""
 IS_SOAK = bool(os.environ.get("BRAID_SOAK"))
 NUM_EXAMPLES = 150 if IS_SOAK else 3
 """Of each operation, once as the document allows and once as it does not."""
