@@ -48,6 +48,8 @@ class Job:
     """Of the latents."""
     device: str
     """Where the latents are."""
+    model: str = ""
+    """Its name, for whoever watches."""
     keep_frames: bool = True
     """False: whoever listens to the decoding takes them as they become final, and the result has none."""
 
@@ -78,7 +80,8 @@ class Job:
     def trace_attributes(self) -> dict[str, AttributeValue]:
         """What the trace of a request for it says from the start."""
         size = f"{self.width}x{self.height}"
-        return {"size": size, "frames": self.num_frames, "seed": self.seed, "pipeline": self.pipeline}
+        said: dict[str, AttributeValue] = {"gen_ai.request.model": self.model} if self.model else {}
+        return {**said, "size": size, "frames": self.num_frames, "seed": self.seed, "pipeline": self.pipeline}
 
 
 @dataclass(frozen=True, slots=True)

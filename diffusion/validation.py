@@ -44,6 +44,7 @@ def resolve(params: GenerationParams, facts: ModelFacts) -> Job:
     height, width, num_frames = _size(params, choice, preset, facts)
     frame_rate = _number("frame_rate", params.frame_rate, preset.frame_rate, low=1.0, high=MAX_FRAME_RATE)
     job = Job(
+        model=facts.name,
         pipeline=name,
         params=params,
         geometry=facts.geometry,

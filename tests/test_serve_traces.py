@@ -258,6 +258,9 @@ def check_whole(spans: list[Span], asked: Asked) -> None:
     assert requests_of(spans)[asked.left].error == "request_cancelled"
 
     styled = check_film(spans, asked.styled, [None])
+    (request,) = attempts_of(styled, asked.styled)
+    said = {"gen_ai.request.model": "model.safetensors", "braid.seed": 3, "braid.frames": 9, "braid.size": "64x64"}
+    assert said.items() <= request.attributes.items()
     assert {span.name for span in styled} >= {
         "queue", "text encoding", "encode_text", "encode", "encode batch", "stage_1", "sampler step", "lora merge",
         "guidance", "preview", "audio decode", "vae decode", "mux", "file write", "webhook",
