@@ -35,7 +35,8 @@ def recompressed(image: Tensor, crf: int) -> Tensor:
         try:
             next(pieces)
         except StopIteration as end:
-            return end.value
+            result: Tensor = end.value
+            return result
 
 
 def _file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
