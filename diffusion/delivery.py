@@ -20,6 +20,7 @@ from braid.diffusion.media_files import ResultFile, Writing, open_result
 from braid.diffusion.operations import DecodeAudio, DecodedFrames, DecodeFrames, Denoise, Waveform
 from braid.diffusion.pieces import Meter, Pieces
 from braid.diffusion.positions import VideoGrid
+from braid.diffusion.relay import relayed
 from braid.diffusion.sampling_state import Estimates
 from braid.errors import CannotFit
 from braid.llm_core.pipeline import Pipeline, Progress, StartPipeline
@@ -88,23 +89,17 @@ def delivered(start: StartPipeline) -> StartPipeline:
 def _watched(pipeline: Pipeline, delivery: Delivery, output: _Output) -> Pipeline:
     """A pipeline's own words, previews after its steps, and its frames into the file as they become final."""
     previews = _Previews(delivery.job, delivery.preview_every)
-    answer: Any = None
-    error: Exception | None = None
-    while True:
-        try:
-            asked = pipeline.send(answer) if error is None else pipeline.throw(error)
-        except StopIteration as stop:
-            return stop.value
-        answer, error = None, None
-        try:
-            answer = yield asked
-        except Exception as problem:  # the pipeline's to handle, as anywhere
-            error = problem
+
+    def say(asked: Any) -> Pipeline:
+        answer = yield asked
         if isinstance(asked, Progress):
             yield from previews.after(asked)
-        elif error is None:
+        else:
             previews.note(asked, answer)
             yield from output.take(asked, answer)
+        return answer
+
+    return (yield from relayed(pipeline, say))
 
 
 class _Output:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from braid.diffusion.job import GenerationResult
+from braid.diffusion.relay import relayed
 from braid.llm_core.core import Clock
 from braid.llm_core.pipeline import Pipeline, Progress, StartPipeline
 
@@ -22,20 +23,13 @@ def expanded(start: StartPipeline, expansions: Mapping[type, Expansion], clock: 
 
     def run(params: Any, state: Any | None = None, /) -> Pipeline:
         timer = _StageTimer(clock)
-        pipeline = start(params, state)
-        answer, error = None, None
-        while True:
-            try:
-                asked = pipeline.send(answer) if error is None else pipeline.throw(error)
-            except StopIteration as stop:
-                return timer.written_on(stop.value)
+
+        def say(asked: Any) -> Pipeline:
             timer.hear(asked)
-            answer, error = None, None
             expansion = expansions.get(type(asked))
-            try:
-                answer = (yield asked) if expansion is None else (yield from expansion(asked))
-            except Exception as problem:  # the pipeline's to handle, as anywhere
-                error = problem
+            return (yield asked) if expansion is None else (yield from expansion(asked))
+
+        return timer.written_on((yield from relayed(start(params, state), say)))
 
     return run
 

@@ -7,13 +7,15 @@ everybody still gets on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from braid.diffusion.job import Job
 from braid.diffusion.pieces import Pieces
+from braid.diffusion.relay import relayed
 from braid.errors import MemoryPressure
 from braid.llm_core.memory.arena import Arena, Lease
 from braid.llm_core.pipeline import Checkpoint, Pipeline, StartPipeline, Wait
@@ -54,6 +56,10 @@ class Holding:
                 self._leases.append(lease)
         except MemoryPressure:
             self.release()
+        return self.is_taken
+
+    @property
+    def is_taken(self) -> bool:
         return bool(self._leases)
 
     def _is_possible(self) -> bool:
@@ -96,24 +102,13 @@ def holding(start: StartPipeline, needs_of: NeedsOf) -> StartPipeline:
         with closing(start(job, state)) as pipeline, Holding(needs_of(job)) as held:
             if state is not None:
                 yield HoldMemory(held)
-            return (yield from _held_from_first_checkpoint(pipeline, held, is_held=state is not None))
+            return (yield from relayed(pipeline, partial(_said, held)))
 
     return run
 
 
-def _held_from_first_checkpoint(pipeline: Pipeline, held: Holding, *, is_held: bool) -> Generator[Any, Any, Any]:
-    answer: Any = None
-    error: Exception | None = None
-    while True:
-        try:
-            asked = pipeline.send(answer) if error is None else pipeline.throw(error)
-        except StopIteration as stop:
-            return stop.value
-        answer, error = None, None
-        try:
-            answer = yield asked
-            if isinstance(asked, Checkpoint) and not is_held:
-                yield HoldMemory(held)
-                is_held = True
-        except Exception as problem:  # the pipeline's to handle, as anywhere
-            error = problem
+def _said(held: Holding, asked: Any) -> Pipeline:
+    answer = yield asked
+    if isinstance(asked, Checkpoint) and not held.is_taken:
+        yield HoldMemory(held)
+    return answer
