@@ -29,8 +29,9 @@ from braid.tests.serving_rig import toy_config
 IS_SOAK = bool(os.environ.get("BRAID_SOAK"))
 NUM_REQUESTS, SECONDS = (200, 600.0) if IS_SOAK else (12, 6.0)
 KINDS = ("chat", "chat", "chat", "picture", "film")
-NUM_WARM = 20 if IS_SOAK else 6
-"""Requests after which memory is looked at first: whatever is made once has been made."""
+NUM_WARM, WARM_S = (120, 60.0) if IS_SOAK else (6, 6.0)
+"""Requests after which memory is looked at first: what is made once has been made, and what keeps the newest of
+something (steps, spans, pages of earlier prompts) is full or nearly so."""
 ALLOWED_GROWTH = 0.05 if IS_SOAK else 0.10
 """After few requests, not everything that is made once has been made."""
 BESIDE_S = 0.5
@@ -194,7 +195,7 @@ def check_files(data: Path, deleted: set[str]) -> Counter[str]:
 def test_chats_pictures_and_films_at_once_leave_nothing_behind(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     with served(config) as server:
-        warm = loaded(server, NUM_WARM, min(SECONDS / 4, 10.0), seed=1)
+        warm = loaded(server, NUM_WARM, WARM_S, seed=1)
         settled(server)
         before = resident_bytes(server)
         load = loaded(server, NUM_REQUESTS, SECONDS, seed=2)
