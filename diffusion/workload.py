@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -63,6 +62,7 @@ from braid.diffusion.transformer_source import choose_source
 from braid.diffusion.validation import resolve
 from braid.diffusion.weight_bytes import WeightBytes
 from braid.llm_core.core import Clock, Request
+from braid.llm_core.device_clock import device_clock
 from braid.llm_core.memory.arena import Arena
 from braid.llm_core.memory.residency import default_budget_bytes
 from braid.llm_core.pipeline import Delegate, InPieces, OperationHandler
@@ -103,6 +103,7 @@ class Diffusion:
         dtype: in which networks compute; None is that of the files.
         latent_dtype: of the latents; None is that of the transformer's first weight, float32 for quantised ones.
         costs: with `COST_PRIORS`, if None.
+        clock: seconds; None is `device_clock`.
         offload: what of the networks leaves the device while it is not used; on a CPU, `stream` reads blocks ahead and
             `cpu` does nothing. The results have the same bits.
         quantization: `fp8-cast` stores the transformer's large products in 8 bits, which changes results.
@@ -125,7 +126,7 @@ class Diffusion:
         dtype: torch.dtype | None = None,
         latent_dtype: torch.dtype | None = None,
         costs: CostModel | None = None,
-        clock: Clock = time.perf_counter,
+        clock: Clock | None = None,
         on_checkpoint: Callable[[Request, Any], None] = lambda request, state: None,
         max_piece_macs: int | None = None,
         offload: Offload | str = Offload.NONE,
@@ -177,6 +178,7 @@ class Diffusion:
         )
         self._prompts = PromptCache(arena)
         self._language = language
+        clock = clock or device_clock(device)
         meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
         self.denoiser = Denoiser(
             self._source,

@@ -17,6 +17,7 @@ from braid.llm_core.admission import Admission
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import Offer, Request, StepResult
 from braid.llm_core.decode import GenerateParams, GenerationJob
+from braid.llm_core.device_clock import device_clock
 from braid.llm_core.encode import EncodeParams, EncodingJob
 from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.engine.sampling import SampledToken, Sampler
@@ -85,6 +86,7 @@ class LanguageWorkload:
         self._limits = limits
         self._workspace = workspace
         self._meter = meter or peak_meter(model.device)
+        self._settled = device_clock(model.device)
         self._admission = Admission(memory.pages)
         self._jobs: dict[str, Job] = {}
         self._planner = StepPlanner(
@@ -208,7 +210,7 @@ class LanguageWorkload:
         result = self.model.forward(step.batch, self.memory.pages)
         sampling_began = time.perf_counter()
         tokens = self._sampler.sample(result.logits, step.sampling) if step.sampling else []
-        sampling_ended = time.perf_counter()
+        sampling_ended = self._settled()
 
         device_ms = (sampling_ended - forward_began) * 1e3
         if step.is_lesson:
