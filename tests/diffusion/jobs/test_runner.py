@@ -335,7 +335,7 @@ def test_whoever_ends_a_job_makes_its_span_and_attempts_are_its_children(bench: 
         request = bench.running(job_id)
         assert request.traceparent == trace.traceparent
         assert request.attributes["seed"] == FILM["seed"]
-        assert set(request.attributes) == {"size", "frames", "seed", "pipeline"}
+        assert set(request.attributes) == {"gen_ai.request.model", "size", "frames", "seed", "pipeline"}
         if error is None:
             bench.complete(job_id)
         else:
