@@ -94,7 +94,7 @@ def test_a_film_that_is_killed_at_random_moments_has_the_bits_of_one_that_is_not
     print(f"\nkilled {NUM_KILLS} times in {length_s:.1f} s of work: {dict(when)}")
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # a sample of it: test_serve_films and test_server
 def test_streams_tell_the_end_of_either_process_and_jobs_go_on(folder: Path) -> None:
     config = toy_config(folder, data_dir=str(folder / "streams"))
     with served(config) as server:
@@ -154,8 +154,8 @@ def talk_until_error(server: Served, heard: list[str]) -> None:
                     return
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["killed", pytest.param("stopped", marks=pytest.mark.soak)])
+@pytest.mark.soak  # a sample of it: tests/diffusion/jobs/test_kill.py
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
 def test_of_two_servers_with_one_postgresql_one_may_go_and_nothing_is_lost(
     folder: Path, request: pytest.FixtureRequest, fault: str
 ) -> None:

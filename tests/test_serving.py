@@ -103,6 +103,7 @@ def test_jobs_are_judged_made_and_published(folder: Path) -> None:
     run(test)
 
 
+@pytest.mark.soak  # a sample of it: test_serve_films
 def test_a_killed_engine_goes_on_from_a_checkpoint_to_the_same_bits(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder) as (engine, desk):

@@ -35,7 +35,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stages_samplers_and_strengths_are_compared_and_drawn(run: Any, tmp_path: Path) -> None:
     found = run(two_stages, "--quick", "--num-prompts", "1", "--size", "64", "--plots", str(tmp_path))
     assert found.keys() == {"stages", "samplers", "lora"}
@@ -54,7 +54,7 @@ def test_pictures_are_shown_first_and_styles_leave_nothing_behind(run: Any, fold
     assert 0 <= found["style night"]["with"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_time_is_told_by_stage_and_memory_beside_the_language_model(run: Any, folder: Path) -> None:
     films = run(braid_tiny, "--repeats", "1", "--cases", "distilled clip", "--llm", str(folder / "language.gguf"))
     found = films["distilled clip"]
