@@ -108,7 +108,7 @@ def test_the_greeting_has_the_url_and_a_curl_line_that_works() -> None:
 
 
 def test_http_is_there_before_the_engine() -> None:
-    with running("--slow-start", "3", wait=False, port=free_port()) as server:
+    with running("--slow-start", "6", wait=False, port=free_port()) as server:
         assert until(lambda: httpx.get(f"{server.url}/health").status_code) == 200
         ready = httpx.get(f"{server.url}/ready")
         assert ready.status_code == 503
