@@ -94,6 +94,38 @@ def test_a_film_that_is_killed_at_random_moments_has_the_bits_of_one_that_is_not
     print(f"\nkilled {NUM_KILLS} times in {length_s:.1f} s of work: {dict(when)}")
 
 
+LONG_FILM = FILM | {"num_frames": 161, "num_inference_steps": 3}
+"""Its decoding and writing take long enough to be met."""
+
+
+@pytest.fixture(scope="module")
+def long_film(folder: Path) -> bytes:
+    with served(toy_config(folder, data_dir=str(folder / "whole"))) as server:
+        job_id = server.ask(LONG_FILM)
+        assert server.finished(job_id)["status"] == "completed"
+        return server.film(job_id)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", ["just begun", "stage_1", "stage_2", "decode_audio", "decode", "write_file"])
+def test_a_film_that_is_killed_in_any_of_its_stages_has_the_same_bits(
+    folder: Path, long_film: bytes, stage: str
+) -> None:
+    config = toy_config(folder, data_dir=str(folder / stage))
+    with served(config) as server:
+        job_id = server.ask(LONG_FILM)
+        if stage == "just begun":
+            until(lambda: server.client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress")
+        else:
+            assert any(data.get("stage") == stage for kind, data in told(server, job_id) if kind == "progress")
+        server.kill()
+    with served(config) as server:
+        assert server.finished(job_id)["status"] == "completed"
+        assert server.film(job_id) == long_film
+        with JobStorage.open(Path(config.data_dir), seat="watcher") as storage:
+            assert JobStore(storage).get(job_id).token > 1, "it was done, or not begun, when it was killed"
+
+
 @pytest.mark.soak  # a sample of it: test_serve_films and test_server
 def test_streams_tell_the_end_of_either_process_and_jobs_go_on(folder: Path) -> None:
     config = toy_config(folder, data_dir=str(folder / "streams"))
