@@ -63,6 +63,7 @@ from braid.diffusion.validation import resolve
 from braid.diffusion.weight_bytes import WeightBytes
 from braid.llm_core.core import Clock, Request
 from braid.llm_core.device_clock import device_clock
+from braid.llm_core.device_timer import HostTimer, device_timer
 from braid.llm_core.memory.arena import Arena
 from braid.llm_core.memory.residency import default_budget_bytes
 from braid.llm_core.pipeline import Delegate, InPieces, OperationHandler
@@ -103,7 +104,7 @@ class Diffusion:
         dtype: in which networks compute; None is that of the files.
         latent_dtype: of the latents; None is that of the transformer's first weight, float32 for quantised ones.
         costs: with `COST_PRIORS`, if None.
-        clock: seconds; None is `device_clock`.
+        clock: seconds; None is `device_clock`, with `device_timer` beside it.
         offload: what of the networks leaves the device while it is not used; on a CPU, `stream` reads blocks ahead and
             `cpu` does nothing. The results have the same bits.
         quantization: `fp8-cast` stores the transformer's large products in 8 bits, which changes results.
@@ -178,6 +179,7 @@ class Diffusion:
         )
         self._prompts = PromptCache(arena)
         self._language = language
+        timer = device_timer(device) if clock is None else HostTimer(clock)
         clock = clock or device_clock(device)
         meter = Meter(costs or CostModel(COST_PRIORS), clock=clock)
         self.denoiser = Denoiser(
@@ -215,6 +217,7 @@ class Diffusion:
             self._handlers(MediaOperations(self._components, self._memory, arena, meter), meter),
             on_checkpoint=on_checkpoint,
             clock=clock,
+            timer=timer,
         )
 
     def resolve(self, params: GenerationParams) -> Job:

@@ -17,7 +17,7 @@ from braid.llm_core.admission import Admission
 from braid.llm_core.batching import BatchLimits
 from braid.llm_core.core import Offer, Request, StepResult
 from braid.llm_core.decode import GenerateParams, GenerationJob
-from braid.llm_core.device_clock import device_clock
+from braid.llm_core.device_timer import DeviceTimer, device_timer
 from braid.llm_core.encode import EncodeParams, EncodingJob
 from braid.llm_core.engine.failure import as_braid_error
 from braid.llm_core.engine.sampling import SampledToken, Sampler
@@ -61,6 +61,7 @@ class LanguageWorkload:
         cost: learns the milliseconds of a step.
         workspace: of that model and these limits.
         meter: what measures the peak of a forward call; None for what the model's device has.
+        timer: what measures the device's work; None for what the model's device has.
     """
 
     name = "language"
@@ -76,6 +77,7 @@ class LanguageWorkload:
         workspace: StepWorkspace,
         limits: BatchLimits,
         meter: PeakMeter | None = None,
+        timer: DeviceTimer | None = None,
     ) -> None:
         self.model = model
         self.memory = memory
@@ -86,7 +88,7 @@ class LanguageWorkload:
         self._limits = limits
         self._workspace = workspace
         self._meter = meter or peak_meter(model.device)
-        self._settled = device_clock(model.device)
+        self._timer = timer or device_timer(model.device)
         self._admission = Admission(memory.pages)
         self._jobs: dict[str, Job] = {}
         self._planner = StepPlanner(
@@ -207,12 +209,13 @@ class LanguageWorkload:
         if step.is_lesson:
             self._meter.start()
         forward_began = time.perf_counter()
+        self._timer.start()
         result = self.model.forward(step.batch, self.memory.pages)
+        self._timer.stop()
         sampling_began = time.perf_counter()
         tokens = self._sampler.sample(result.logits, step.sampling) if step.sampling else []
-        sampling_ended = self._settled()
-
-        device_ms = (sampling_ended - forward_began) * 1e3
+        device_ms = self._timer.elapsed_ms()
+        sampling_ended = time.perf_counter()
         if step.is_lesson:
             self._learn(step, device_ms)
         self._repeatable = step if self._is_repeatable(step) else None
@@ -224,7 +227,7 @@ class LanguageWorkload:
             "decode" if step.is_decode else "prefill",
             step.num_decode + step.num_prefill,
             device_ms,
-            step_ms - device_ms,
+            max(step_ms - device_ms, 0.0),
             step.peak_bytes,
             step.predicted_ms,
         )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from braid.errors import BraidError
 from braid.llm_core.core import Clock, Offer, Request, StepResult
+from braid.llm_core.device_timer import DeviceTimer, HostTimer
 from braid.llm_core.engine.failure import RequestFailed, as_braid_error, failed
 from braid.llm_core.engine.messages import Failed
 from braid.llm_core.pipeline import (
@@ -83,6 +84,8 @@ class PipelineWorkload:
         on_checkpoint: told each state; called on the engine thread between two steps, so it must only hand over. What
             it raises is raised at the pipeline's `yield`.
         patience_s: the deadline of requests that name none, from their arrival.
+        clock: what it reads is read when the device has done what it was given.
+        timer: of the device's own work; None is one by `clock`.
     """
 
     last_events = (Completed, Failed)
@@ -96,6 +99,7 @@ class PipelineWorkload:
         on_checkpoint: Callable[[Request, Any], None] = lambda request, state: None,
         patience_s: float = 600.0,
         clock: Clock = time.perf_counter,
+        timer: DeviceTimer | None = None,
     ) -> None:
         self.name = name
         self._pipelines = dict(pipelines)
@@ -103,6 +107,7 @@ class PipelineWorkload:
         self._on_checkpoint = on_checkpoint
         self._patience_s = patience_s
         self._clock = clock
+        self._timer = timer or HostTimer(clock)
         self._jobs: dict[str, _Job] = {}
         self._submitter: Submitter | None = None
         self._now = 0.0
@@ -139,9 +144,7 @@ class PipelineWorkload:
     def run(self, offers: Sequence[Offer], budget_ms: float) -> StepResult:
         start = self._clock()
         jobs = [offer.payload for offer in self._within(offers, budget_ms)]
-        if jobs[0].answer is None:
-            self._advance(jobs)
-        device_ms = (self._clock() - start) * 1000
+        device_ms = self._advance_timed(jobs) if jobs[0].answer is None else 0.0
         for job in jobs:
             if job.answer is not None:
                 self._go_on(job)
@@ -150,7 +153,7 @@ class PipelineWorkload:
             kind=offers[0].kind,
             units=sum(offer.units for offer in offers[: len(jobs)]),
             device_ms=device_ms,
-            host_ms=(self._clock() - start) * 1000 - device_ms,
+            host_ms=max((self._clock() - start) * 1000 - device_ms, 0.0),
             peak_bytes=sum(offer.num_bytes for offer in offers[: len(jobs)]),
             predicted_ms=sum(offer.cost_ms for offer in offers[: len(jobs)]),
         )
@@ -207,6 +210,13 @@ class PipelineWorkload:
             if total_ms > budget_ms:
                 return offers[:number]
         return offers
+
+    def _advance_timed(self, jobs: Sequence[_Job]) -> float:
+        """`_advance`, and the device's milliseconds for it."""
+        self._timer.start()
+        self._advance(jobs)
+        self._timer.stop()
+        return self._timer.elapsed_ms()
 
     def _advance(self, jobs: Sequence[_Job]) -> None:
         """Run one piece of each. An error of one job alone is its pipeline's to handle; one of several is not yet."""

@@ -135,6 +135,33 @@ def test_a_step_that_only_decodes_is_repeated_without_planning_until_somebody_co
     assert {name: rig.outputs[name].logits for name in expected} == expected
 
 
+def test_the_devices_part_of_a_step_ends_before_the_host_samples(
+    rigs: Any, model: TroubledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, order = rigs(64), list[str]()
+
+    class Timer:
+        def start(self) -> None:
+            order.append("start")
+
+        def stop(self) -> None:
+            order.append("stop")
+
+        def elapsed_ms(self) -> float:
+            order.append("read")
+            return 0.125
+
+    forward, sample = model.forward, rig.sampler.sample
+    monkeypatch.setattr(model, "forward", lambda *args: (order.append("forward"), forward(*args))[1])
+    monkeypatch.setattr(rig.sampler, "sample", lambda *args: (order.append("sample"), sample(*args))[1])
+    rig.workload._timer = Timer()
+    rig.submit("one", SHORT, use_prefix_cache=False)
+    result = rig.workload.run(rig.offers(), 1000)
+    assert order == ["start", "forward", "stop", "sample", "read"]
+    assert result.device_ms == 0.125 < result.host_ms
+    run_all(rig)
+
+
 def test_prompts_that_begin_like_one_that_is_being_prefilled_wait_and_share_it(rigs: Any) -> None:
     prefix = tuple(range(30, 130))
     prompts = {f"r{i}": Prompt((*prefix, 140 + i), max_tokens=4, seed=i, temperature=1.0) for i in range(4)}
