@@ -13,6 +13,7 @@ from braid.tracing.otel_export import export_from
 from braid.tracing.otel_metrics import metric_push_from
 from braid.tracing.sampling import sampling_from
 from braid.tracing.span import Span, SpansEnded
+from braid.tracing.span_detail import detail_from
 from braid.tracing.step_record import StepRecord
 from braid.tracing.tracer import Tracer
 
@@ -21,8 +22,6 @@ _log = logging.getLogger(__name__)
 PROMPT = "braid.prompt"
 """The attribute that says what was asked, where that may be said."""
 
-SEGMENTS_VARIABLE = "BRAID_TRACE_SEGMENTS"
-"""1 makes every step of the device a span."""
 MAX_BYTES_TOLD = 48 << 10
 MAX_SPANS_TOLD = 256
 
@@ -56,7 +55,7 @@ class EngineTracing:
         self._tracer = Tracer(
             self._give_away,
             sampling=sampling_from(environment),
-            has_segments=environment.get(SEGMENTS_VARIABLE) == "1",
+            detail=detail_from(environment),
             measure=self._measurements.take,
             open_spans=open_spans,
         )

@@ -13,7 +13,17 @@ from braid.tracing.open_span import OpenSpan, named
 from braid.tracing.recorder import Mark, RecordedTrace, Verb
 from braid.tracing.request_trace import AttributeValue as Said
 from braid.tracing.span import INTERRUPTED, AttributeValue, Link, Span, new_span_id
-from braid.tracing.span_names import CHAT_DECODE, CHUNKS, PARTS, SEGMENT, phase_name, step_name
+from braid.tracing.span_detail import SpanDetail
+from braid.tracing.span_names import (
+    CHAT_DECODE,
+    CHUNKS,
+    PARTS,
+    PARTS_OF_STEPS,
+    SAMPLER_STEP,
+    SEGMENT,
+    phase_name,
+    step_name,
+)
 from braid.tracing.step_record import StepRecord, end_of
 from braid.tracing.step_tally import MAX_NAMED, Gap
 from braid.tracing.token_times import TokenTimes
@@ -37,17 +47,18 @@ class RequestStory:
     """Args:
     trace: as it was opened.
     link_to: finds the spans of other requests.
-    has_segments: every step of the device becomes a span.
+    detail: what becomes a span.
     """
 
-    def __init__(self, trace: RecordedTrace, start: float, link_to: LinkTo, *, has_segments: bool = False) -> None:
+    def __init__(self, trace: RecordedTrace, start: float, link_to: LinkTo, detail: SpanDetail) -> None:
         self.trace = trace
         self.last_step: int | None = None
         """The number of the last step that it was in."""
         self.ended_at: float | None = None
         """When its end was said; spans are made once the step in which that was is known."""
         self._link_to = link_to
-        self._has_segments = has_segments
+        self._has_segments = detail.has_segments
+        self._has_sampler_steps = detail.has_sampler_steps(trace.context.trace_id)
         self._waiting: deque[Mark] = deque()
         self._request = OpenSpan(trace.name, trace.context.span_id, trace.parent_id, start, named(trace.attributes))
         self._request.attributes["braid.request.id"] = trace.request_id
@@ -155,9 +166,11 @@ class RequestStory:
         self._close_step(time)
         phase.name, phase.tokens = phase_name(self._phase_said, has_steps=True), None
         phase.attributes |= {"braid.num_steps": mark.num_steps, "braid.steps_done": mark.step}
-        if mark.num_steps > 1 and mark.step < mark.num_steps:
+        name = step_name(phase.name)
+        is_wanted = self._has_sampler_steps or name != SAMPLER_STEP
+        if is_wanted and mark.num_steps > 1 and mark.step < mark.num_steps:
             number = {"braid.step": mark.step, "braid.num_steps": mark.num_steps}
-            self._step = OpenSpan(step_name(phase.name), new_span_id(), phase.span_id, time, dict(number))
+            self._step = OpenSpan(name, new_span_id(), phase.span_id, time, dict(number))
 
     def _note(self, mark: Mark, time: float) -> None:
         if mark.name == OPERATION and mark.attributes:
@@ -193,7 +206,9 @@ class RequestStory:
     def _choose_part(self, step: StepRecord) -> None:
         """A merge or a write within a phase is a span from its first step to its last."""
         name = PARTS.get(step.kind) or PARTS.get(self._operation)
-        if self._phase is not None and name == self._phase.name:
+        if (self._phase is not None and name == self._phase.name) or (
+            name in PARTS_OF_STEPS and not self._has_sampler_steps
+        ):
             name = None
         if self._part is not None and self._part.name != name:
             self._close_part()

@@ -48,16 +48,19 @@ def sampling_from(environment: Mapping[str, str]) -> TraceSampling:
         _log.warning("OTEL_TRACES_SAMPLER=%r is not known; every trace is recorded", name)
         return TraceSampling()
     ratio = _ROOT_RATIOS[root]
-    return TraceSampling(_ratio(environment) if ratio is None else ratio, follows_parent=name.startswith(_PARENT_BASED))
+    if ratio is None:
+        ratio = ratio_from(environment, "OTEL_TRACES_SAMPLER_ARG")
+    return TraceSampling(ratio, follows_parent=name.startswith(_PARENT_BASED))
 
 
-def _ratio(environment: Mapping[str, str]) -> float:
-    text = environment.get("OTEL_TRACES_SAMPLER_ARG", "1")
+def ratio_from(environment: Mapping[str, str], variable: str) -> float:
+    """A part of all traces: 1 where the variable is not set, or wrong, which is logged."""
+    text = environment.get(variable, "").strip() or "1"
     try:
         ratio = float(text)
     except ValueError:
         ratio = -1.0
     if 0 <= ratio <= 1:
         return ratio
-    _log.warning("OTEL_TRACES_SAMPLER_ARG=%r must be between 0 and 1; every trace is recorded", text)
+    _log.warning("%s=%r must be between 0 and 1; it counts as 1", variable, text)
     return 1.0

@@ -27,6 +27,9 @@ PARTS = {
 }
 """Kinds of step, or operations with all their steps, that are a span of their own within their phase."""
 
+PARTS_OF_STEPS = frozenset({"guidance"})
+"""Those that come with every step of a sampler, and are spans only where the step is one."""
+
 CHUNKS = {"prefill": "prefill chunk", "encode": "encode batch"}
 """Phases of which every step is a span."""
 

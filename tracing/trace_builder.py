@@ -9,6 +9,7 @@ from braid.tracing.lane_history import LaneHistory
 from braid.tracing.recorder import Mark, Noted, Verb
 from braid.tracing.request_story import RequestStory
 from braid.tracing.span import Link, Span
+from braid.tracing.span_detail import SpanDetail
 from braid.tracing.step_record import StepRecord, end_of
 
 GRACE_S = 0.5
@@ -20,11 +21,11 @@ MAX_REMEMBERED = 1024
 
 class TraceBuilder:
     """Args:
-    has_segments: every step of the device becomes a span, not only the steps of samplers.
+    detail: what becomes a span.
     """
 
-    def __init__(self, *, has_segments: bool = False, grace_s: float = GRACE_S) -> None:
-        self._has_segments = has_segments
+    def __init__(self, detail: SpanDetail | None = None, *, grace_s: float = GRACE_S) -> None:
+        self._detail = detail or SpanDetail()
         self._grace_s = grace_s
         self._stories: dict[str, RequestStory] = {}
         """By the id of the request's span."""
@@ -89,7 +90,7 @@ class TraceBuilder:
             return [story]
         if not context.is_sampled:
             return []
-        story = RequestStory(mark.trace, mark.time, self.link_to, has_segments=self._has_segments)
+        story = RequestStory(mark.trace, mark.time, self.link_to, self._detail)
         self._stories[context.span_id] = story
         self._newborn.append(story)
         self._running.setdefault(mark.trace.request_id, story)

@@ -11,6 +11,7 @@ from braid.tracing.open_span_file import OpenSpanFile
 from braid.tracing.recorder import Noted, Recorder
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import Span
+from braid.tracing.span_detail import SpanDetail
 from braid.tracing.step_record import StepRecord
 from braid.tracing.trace_builder import TraceBuilder
 from braid.tracing.trace_context import TraceContext
@@ -33,7 +34,7 @@ class Tracer:
 
     Args:
         give_away: called on the tracer's thread; what it raises costs those spans only.
-        has_segments: every step of the device becomes a span.
+        detail: what becomes a span.
         measure: called on the tracer's thread with all that is noted, wanted as a trace or not.
         open_spans: where to note what is under way; the spans that an earlier process left there are given away first.
     """
@@ -43,7 +44,7 @@ class Tracer:
         give_away: GiveAway,
         *,
         sampling: TraceSampling | None = None,
-        has_segments: bool = False,
+        detail: SpanDetail | None = None,
         measure: Measure | None = None,
         open_spans: Path | None = None,
         tick_s: float = TICK_S,
@@ -51,7 +52,7 @@ class Tracer:
         self._give_away = give_away
         self._measure = measure
         self._recorder = Recorder(sampling, is_measured=measure is not None)
-        self._builder = TraceBuilder(has_segments=has_segments)
+        self._builder = TraceBuilder(detail)
         self._file = None if open_spans is None else OpenSpanFile(open_spans)
         self._tick_s = tick_s
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ from braid.tracing.recorder import Recorder
 from braid.tracing.request_trace import RequestTrace
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import Span
+from braid.tracing.span_detail import SpanDetail
 from braid.tracing.trace_builder import TraceBuilder
 
 EPOCH_NS = 1_700_000_000_000_000_000
@@ -35,12 +36,12 @@ class Step:
 class Stage:
     """Plays requests and steps."""
 
-    def __init__(self, *, has_segments: bool = False, sampling: TraceSampling | None = None) -> None:
+    def __init__(self, *, detail: SpanDetail | None = None, sampling: TraceSampling | None = None) -> None:
         self.now = 0.0
         self.recorder = Recorder(
             sampling, clock=lambda: self.now, wall_clock_ns=lambda: EPOCH_NS + round(self.now * 1e9)
         )
-        self.builder = TraceBuilder(has_segments=has_segments, grace_s=0.5)
+        self.builder = TraceBuilder(detail, grace_s=0.5)
         self.spans: list[Span] = []
         self.steps: list[Step] = []
 

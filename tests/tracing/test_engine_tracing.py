@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,21 @@ def test_an_engine_traces_measures_and_counts() -> None:
     assert spans[0].attributes["braid.request_class"] == "batch"
     assert tracing.num_spans == 4
     assert "braid_requests_total" in {family.spec.name for family in tracing.families()}
+
+
+def test_a_share_of_all_traces_has_their_sampler_steps() -> None:
+    store = TraceStore()
+    tracing = EngineTracing(store.add, {"BRAID_TRACE_STEPS": "0.5"})
+    low, high = ("0" * 15 + "1" + half * 16 for half in "1e")
+    for number, trace_id in enumerate((low, high)):
+        trace = tracing.open(f"r{number}", f"00-{trace_id}-00f067aa0ba902b7-01")
+        trace.progress("stage_1", 0, 2)
+        tracing.note_step(Step(number, (f"r{number}",), time.monotonic(), 1.0))
+        trace.end()
+    tracing.close()
+    names = [Counter(span.name for span in store.get(trace_id)) for trace_id in (low, high)]
+    assert [found["sampler step"] for found in names] == [1, 0]
+    assert [found["stage_1"] for found in names] == [1, 1]
 
 
 def test_a_sampler_that_wants_nothing_still_leaves_metrics() -> None:

@@ -7,7 +7,9 @@ from itertools import pairwise
 import pytest
 
 from braid.tests.tracing.stage import Stage, check_tree, ms_of
+from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import INTERRUPTED, Span
+from braid.tracing.span_detail import SpanDetail
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -214,11 +216,33 @@ def test_a_part_with_a_name_of_its_own_is_a_span_within_its_step() -> None:
 
 def test_segments_are_spans_only_when_asked_for() -> None:
     for has_segments in (False, True):
-        stage = Stage(has_segments=has_segments)
+        stage = Stage(detail=SpanDetail(has_segments=has_segments))
         play_film(stage)
         spans = stage.finish()
         check_tree(stage.spans)
         assert len(spans.get("segment", [])) == (len(stage.steps) if has_segments else 0)
+
+
+def test_where_sampler_steps_are_no_spans_their_stage_says_all_that_they_came_to() -> None:
+    whole, brief = Stage(), Stage(detail=SpanDetail(step_sampling=TraceSampling(0.0, follows_parent=False)))
+    for stage in (whole, brief):
+        film = stage.film_under_way()
+        film.event("operation", {"kind": "denoise", "sigma": 0.5, "guidance_passes": 2})
+        for kind in ("merge", "denoise", "guide"):
+            stage.step("film", kind=kind)
+        stage.begin(10)
+        film.progress("stage_1", 1, 2)
+        stage.ended("film")
+        film.progress("decode", 0, 2)
+        stage.step("film", kind="decode_tile")
+        film.end()
+        stage.finish()
+        check_tree(stage.spans)
+    dropped = {span.name for span in whole.spans} - {span.name for span in brief.spans}
+    assert dropped == {"sampler step", "guidance"}, "and neither stages, nor merges, nor groups of tiles"
+    expected, found = (one(stage.by_name(), "stage_1").attributes for stage in (whole, brief))
+    assert found == expected | {"braid.sigma": 0.5}
+    assert one(brief.by_name(), "lora merge").parent_id == one(brief.by_name(), "stage_1").span_id
 
 
 def test_an_error_marks_the_open_phase_and_the_request_only() -> None:
