@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ REFINING_SHARE = 0.5
 """Of samples at full size that have the levels of a second stage."""
 SMALL = 64
 """Pixels of a first stage."""
+DRAWN_AT_ONCE = 8
+"""Batches of a kind: drawing is some two hundred small operations, whatever the number of clips."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     return Batch(streams, next(values), next(values))
 
 
+def every(batch: Batch, step: int, first: int) -> Batch:
+    """A batch of one sample in `step`; as each task has samples that lie together, tasks keep their shares."""
+    return with_tensors(batch, [tensor[first::step].contiguous() for tensor in tensors_of(batch)])
+
+
 FORMS: Mapping[str, tasks.Task] = {
     "mixed": tasks.mixed, "last_frame": tasks.last_frame, "silent": tasks.silent, "picture": tasks.free,
     "sound": tasks.free,
@@ -140,6 +148,7 @@ class BatchMaker:
         self._levels = levels
         self._choices = Generator().manual_seed(generator.initial_seed())
         self._rng = random.Random(generator.initial_seed())
+        self._waiting: defaultdict[str, list[Batch]] = defaultdict(list)
 
     def kind(self) -> BatchKind:
         """The next one."""
@@ -147,6 +156,13 @@ class BatchMaker:
 
     def draw(self, kind: BatchKind) -> Batch:
         """A batch of a kind."""
+        waiting = self._waiting[kind.name]
+        if not waiting:
+            many = self._draw(replace(kind, num_clips=kind.num_clips * DRAWN_AT_ONCE))
+            waiting += [every(many, DRAWN_AT_ONCE, first) for first in range(DRAWN_AT_ONCE)]
+        return waiting.pop()
+
+    def _draw(self, kind: BatchKind) -> Batch:
         pool = self._pools[kind.size, kind.num_frames]
         rows = self._integers(len(pool), kind.num_clips)
         captions = self._integers(pool.tokens.shape[1], kind.num_clips)

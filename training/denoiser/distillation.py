@@ -22,7 +22,7 @@ from braid.training.denoiser.batches import SMALL, Batch, BatchKind, NoisedState
 from braid.training.denoiser.latent_pools import PoolPlan
 
 GUIDANCE_SCALE = 3.0
-SMALL_STEPS = 4
+SMALL_STEPS = 3
 
 
 def few_step_levels(kind: BatchKind, num_tokens: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -90,9 +90,9 @@ LESSON = Lesson(
     rank=16,
     pools=(PoolPlan(64, 25, 16_000), PoolPlan(128, 25, 5_000)),
     kinds=(
-        BatchKind("small", 64, 25, 192, 0.7),
-        BatchKind("large", 128, 25, 48, 0.2),
-        BatchKind("small picture", 64, 25, 384, 0.1, "picture"),
+        BatchKind("small", 64, 25, 96, 0.45),
+        BatchKind("large", 128, 25, 24, 0.45),
+        BatchKind("small picture", 64, 25, 192, 0.1, "picture"),
     ),
     levels=few_step_levels,
 )

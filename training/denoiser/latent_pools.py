@@ -165,7 +165,7 @@ def make_pools(
 def save_pools(path: Path, pools: Mapping[tuple[int, int], Pool]) -> None:
     """For the next command on the same machine: gigabytes."""
     tensors = {
-        f"{size} {num_frames} {field.name}": getattr(pool, field.name)
+        f"{size} {num_frames} {field.name}": getattr(pool, field.name).contiguous()
         for (size, num_frames), pool in pools.items()
         for field in fields(Pool)
     }

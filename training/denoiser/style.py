@@ -24,7 +24,7 @@ LESSON = Lesson(
     flow_matching_loss,
     rank=8,
     pools=(PoolPlan(64, 25, 6_000), PoolPlan(128, 25, 2_000)),
-    kinds=(BatchKind("small", 64, 25, 192, 0.7), BatchKind("large", 128, 25, 48, 0.3)),
+    kinds=(BatchKind("small", 64, 25, 96, 0.5), BatchKind("large", 128, 25, 24, 0.5)),
 )
 """From clips that are all in the style, which their captions name."""
 

@@ -34,19 +34,20 @@ NUM_BINS = 10
 """Of noise levels, in the log."""
 AUDIO_WEIGHT = 0.5
 
-POOLS = (PoolPlan(64, 25, 40_960), PoolPlan(64, 17, 5_120), PoolPlan(64, 33, 5_120), PoolPlan(128, 25, 12_288))
+POOLS = (PoolPlan(64, 25, 28_672), PoolPlan(64, 17, 3_072), PoolPlan(64, 33, 3_072), PoolPlan(128, 25, 8_192))
 """Whole chunks of what is drawn at once: another number would be another shape to tune kernels for."""
 KINDS = (
-    BatchKind("small", 64, 25, 256, 0.54, is_common=True),
-    BatchKind("large", 128, 25, 64, 0.20, is_common=True),
-    BatchKind("small short", 64, 17, 256, 0.04),
-    BatchKind("small long", 64, 33, 128, 0.04),
-    BatchKind("small keyframe", 64, 25, 128, 0.05, "last_frame"),
-    BatchKind("small silent", 64, 25, 192, 0.02, "silent"),
-    BatchKind("small picture", 64, 25, 512, 0.03, "picture"),
-    BatchKind("large picture", 128, 25, 256, 0.05, "picture"),
-    BatchKind("sound", 64, 25, 512, 0.03, "sound"),
+    BatchKind("small", 64, 25, 128, 0.36, is_common=True),
+    BatchKind("large", 128, 25, 32, 0.40, is_common=True),
+    BatchKind("small short", 64, 17, 128, 0.03),
+    BatchKind("small long", 64, 33, 64, 0.04),
+    BatchKind("small keyframe", 64, 25, 64, 0.05, "last_frame"),
+    BatchKind("small silent", 64, 25, 96, 0.02, "silent"),
+    BatchKind("small picture", 64, 25, 256, 0.03, "picture"),
+    BatchKind("large picture", 128, 25, 128, 0.05, "picture"),
+    BatchKind("sound", 64, 25, 256, 0.02, "sound"),
 )
+"""Colours, motions and sounds are learnt at 64 pixels within minutes; outlines are what large batches are for."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class TrainingRun:
         self._connectors = Connectors(self.shape)
         self._losses = Losses(device)
         self._graphs = StepGraphs(device, log.write, is_used=recipe.is_recorded)
+        self._drawing_s = self._host_s = 0.0
 
     @property
     def num_steps(self) -> int:
@@ -135,12 +137,15 @@ class TrainingRun:
     def _go(self, budget: Budget, out: Path) -> None:
         last_save = last_log = time.monotonic()
         while (progress := budget.progress(self.weights.num_steps)) < 1:
+            begin = time.perf_counter()
             kind = self.batches.kind()
             batch = self.batches.draw(kind)
+            self._drawing_s += time.perf_counter() - begin
             self.weights.begin_step(progress, cools_down=self.recipe.cools_down)
             step = partial(self._descend, batch, kind.is_common)
             norm = self._graphs.run(kind.name, step, *tensors_of(batch))
             self.weights.end_step()
+            self._host_s += time.perf_counter() - begin
             if self.weights.num_steps % LOG_EVERY == 0:
                 now = time.monotonic()
                 rate = round(LOG_EVERY / (now - last_log), 2)
@@ -177,7 +182,9 @@ class TrainingRun:
         if not math.isfinite(float(norm)):
             raise FloatingPointError(f"the gradient's norm is {float(norm)} at step {self.num_steps}")
         memory = torch.cuda.max_memory_allocated() >> 20 if self._device.type == "cuda" else 0
+        drawing_ms, host_ms = (round(1e3 * spent / LOG_EVERY, 1) for spent in (self._drawing_s, self._host_s))
+        self._drawing_s = self._host_s = 0.0
         self.log.write(
             stage="train", step=self.num_steps, progress=round(progress, 3), norm=round(float(norm), 3),
-            steps_a_second=rate, peak_mib=memory, **self._losses.take(),
+            steps_a_second=rate, drawing_ms=drawing_ms, host_ms=host_ms, peak_mib=memory, **self._losses.take(),
         )  # fmt: skip

@@ -16,7 +16,7 @@ from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import StepBudget
 from braid.training.denoiser import samples, tasks
 from braid.training.denoiser.__main__ import show
-from braid.training.denoiser.batches import BatchKind, BatchMaker
+from braid.training.denoiser.batches import DRAWN_AT_ONCE, BatchKind, BatchMaker
 from braid.training.denoiser.latent_pools import FRAME_RATE, sounds_of
 from braid.training.denoiser.noise_levels import draw_refining_sigmas, draw_sigmas
 from braid.training.denoiser.optimisation import rate_share
@@ -118,6 +118,17 @@ def test_held_tokens_are_seen_clean_and_free_ones_noised(pools, form):
             assert float(distance.min(1).values.max()) < 1e-3
         free = state.is_free.squeeze(-1)
         assert float((clean - state.latents.float())[free].abs().mean()) > 0.05
+
+
+def test_batches_that_are_drawn_together_differ_and_have_every_task(pools):
+    maker = BatchMaker((KIND,), pools, torch.Generator().manual_seed(1))
+    kind = dataclasses.replace(KIND, num_clips=40)
+    batches = [maker.draw(kind) for _ in range(2 * DRAWN_AT_ONCE)]
+    sigmas = {tuple(batch.streams.video.sigma.tolist()) for batch in batches}
+    assert len(sigmas) == len(batches) and all(len(batch.tokens) == 40 for batch in batches)
+    for batch in batches:
+        num_held = (~batch.streams.video.is_free[..., 0]).sum(1)
+        assert (num_held == 0).sum() >= 24 and len(set(num_held.tolist())) >= 3
 
 
 def test_captions_are_sometimes_left_away(pools):
