@@ -24,7 +24,7 @@ from braid.rest.media_fields import Field, Table
 from braid.tracing.chrome_trace import chrome_trace
 from braid.tracing.logs import CURRENT
 from braid.tracing.sampling import TraceSampling
-from braid.tracing.span import AttributeValue, Span, new_span_id
+from braid.tracing.span import AttributeValue, Span, child_span
 from braid.tracing.trace_context import TraceContext, new_trace, read_traceparent
 
 if TYPE_CHECKING:
@@ -134,17 +134,8 @@ def _validation(scope: Scope, server: Span) -> list[Span]:
     validated_ns: int | None = scope["state"].get("validated_ns")
     if validated_ns is None:
         return []
-    end_ns = min(max(validated_ns, server.start_ns), server.end_ns)
-    return [
-        Span(
-            trace_id=server.trace_id,
-            span_id=new_span_id(),
-            parent_id=server.span_id,
-            name="validation",
-            start_ns=server.start_ns,
-            end_ns=end_ns,
-        )
-    ]
+    end_ns = min(validated_ns, server.end_ns)
+    return [child_span(server, "validation", start_ns=server.start_ns, end_ns=end_ns)]
 
 
 def _server_span(

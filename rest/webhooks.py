@@ -19,7 +19,7 @@ from braid.diffusion.jobs.storage import JobStorage
 from braid.errors import BraidError, InvalidRequest, Unsupported
 from braid.rest.guarded_http import GuardedClient, Limits, RemoteRequestFailed, parse_url
 from braid.rest.webhook_secret import VARIABLE, WebhookSecret
-from braid.tracing.span import Span, new_span_id
+from braid.tracing.span import AttributeValue, Span, child_span
 
 logger = logging.getLogger("braid.rest")
 
@@ -165,16 +165,6 @@ def _spans(webhook: DueWebhook, began_ns: int, error: str | None) -> list[Span]:
     trace = trace_of(webhook.job)
     if trace is None:
         return []
-    return [
-        Span(
-            trace_id=trace.trace_id,
-            span_id=new_span_id(),
-            parent_id=trace.span_id,
-            name="webhook",
-            kind="client",
-            start_ns=began_ns,
-            end_ns=max(time.time_ns(), began_ns),
-            attributes={"braid.job.id": webhook.job.id, "braid.attempt": webhook.attempt},
-            error=error,
-        )
-    ]
+    said: dict[str, AttributeValue] = {"braid.job.id": webhook.job.id, "braid.attempt": webhook.attempt}
+    times = {"start_ns": began_ns, "end_ns": time.time_ns()}
+    return [child_span(trace, "webhook", **times, kind="client", attributes=said, error=error)]

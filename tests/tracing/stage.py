@@ -108,18 +108,12 @@ def check_tree(spans: list[Span], *, outside: str | None = None) -> None:
     Args:
         outside: the id of the caller's span, which is not among them.
     """
-    assert spans
-    assert len({span.trace_id for span in spans}) == 1
-    by_id = {span.span_id: span for span in spans}
-    assert len(by_id) == len(spans)
+    by_id = _of_one_trace(spans)
     roots = [span for span in spans if span.parent_id == outside]
     assert len(roots) == 1, [span.name for span in roots]
     for span in spans:
-        assert span.start_ns <= span.end_ns, span.name
-        if span.parent_id != outside:
-            assert span.parent_id in by_id, f"{span.name} is an orphan"
-            parent = by_id[span.parent_id]
-            assert parent.start_ns <= span.start_ns <= span.end_ns <= parent.end_ns, (span.name, parent.name)
+        parent = _parent_of(span, by_id, outside=outside)
+        assert parent is None or span.end_ns <= parent.end_ns, (span.name, parent.name)
 
 
 def check_forest(spans: list[Span], *, outside: str) -> None:
@@ -131,17 +125,31 @@ def check_forest(spans: list[Span], *, outside: str) -> None:
     Args:
         outside: the id of the caller's span, which is not among them.
     """
+    by_id = _of_one_trace(spans)
+    for span in spans:
+        parent = _parent_of(span, by_id, outside=outside)
+        if parent is None:
+            assert span.kind == "server", span
+            continue
+        ends_later = span.name in ("job", "webhook") or (parent.kind == "server" and span.error == "request_cancelled")
+        assert ends_later or span.end_ns <= parent.end_ns, (span, parent)
+
+
+def _of_one_trace(spans: list[Span]) -> dict[str, Span]:
+    """By their ids."""
     assert spans
     assert len({span.trace_id for span in spans}) == 1
     by_id = {span.span_id: span for span in spans}
     assert len(by_id) == len(spans)
-    for span in spans:
-        assert span.start_ns <= span.end_ns, span
-        if span.parent_id == outside:
-            assert span.kind == "server", span
-            continue
-        assert span.parent_id in by_id, f"{span.name} is an orphan"
-        parent = by_id[span.parent_id]
-        assert parent.start_ns <= span.start_ns, (span, parent)
-        ends_later = span.name in ("job", "webhook") or (parent.kind == "server" and span.error == "request_cancelled")
-        assert ends_later or span.end_ns <= parent.end_ns, (span, parent)
+    return by_id
+
+
+def _parent_of(span: Span, by_id: dict[str, Span], *, outside: str | None) -> Span | None:
+    """Within which it begins; None for one that hangs under the caller's."""
+    assert span.start_ns <= span.end_ns, span
+    if span.parent_id == outside:
+        return None
+    assert span.parent_id in by_id, f"{span.name} is an orphan"
+    parent = by_id[span.parent_id]
+    assert parent.start_ns <= span.start_ns, (span, parent)
+    return parent
