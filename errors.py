@@ -135,6 +135,13 @@ class EngineDied(BraidError):
     code = "engine_died"
 
 
+class DiskFull(BraidError):
+    """A device has no room for a file. Nothing half-written is left."""
+
+    status = 507
+    code = "disk_full"
+
+
 class NotReady(BraidError):
     """The server is alive and cannot take this work yet; the message says what it waits for."""
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +78,13 @@ class Served:
 
 
 @contextmanager
-def served(config: ServeConfig) -> Iterator[Served]:
-    """A server whose models are all loaded."""
-    command = [sys.executable, "-c", SERVE, msgspec.json.encode(config).decode()]
+def served(config: ServeConfig, *, within: Sequence[str] = ()) -> Iterator[Served]:
+    """A server whose models are all loaded.
+
+    Args:
+        within: a command that becomes the one that follows it.
+    """
+    command = [*within, sys.executable, "-c", SERVE, msgspec.json.encode(config).decode()]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -1,4 +1,5 @@
-"""What a whole server survives: either process, or both, killed at any moment, with a stream open, or beside another.
+"""What a whole server survives: either process, or both, killed at any moment, with a stream open, or beside another;
+a full disk, and a job database that somebody holds.
 
 What one process survives is tested beside it; what HTTP says of a full disk and a locked database, in `tests/rest`.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -22,11 +24,12 @@ from sqlalchemy import URL
 
 from braid.diffusion.jobs.records import NewJob
 from braid.diffusion.jobs.retention import remove_strays
-from braid.diffusion.jobs.storage import JobStorage
+from braid.diffusion.jobs.storage import DATABASE_FILE, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.tests.diffusion.jobs.postgresql import new_postgresql_database, postgresql  # noqa: F401
 from braid.tests.serve_rig import Served, files_of, served, until
 from braid.tests.serving_rig import toy_config
+from braid.tests.small_disk import filled, on_small_disk, seen_by
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
@@ -184,6 +187,73 @@ def talk_until_error(server: Served, heard: list[str]) -> None:
                 heard.append(line.removeprefix("data: "))
                 if "error" in heard[-1]:
                     return
+
+
+def chats(server: Served) -> bool:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    return server.client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+@pytest.mark.soak  # samples of it: tests/diffusion/jobs/test_runner.py, tests/rest/test_store_faults.py
+def test_a_full_disk_fails_the_film_on_it_and_nothing_else(tmp_path: Path, folder: Path) -> None:
+    picture = {"input_reference": ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(20_000))}
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    config = toy_config(folder, data_dir=str(disk))
+    with served(config, within=on_small_disk(disk, 64 << 20)) as server:
+        data = seen_by(server.process.pid, disk)
+        job_id = server.ask(LONG_FILM)
+        wait_working(server, job_id)
+        with filled(data):
+            for refused in (
+                server.client.post("/v1/videos", json=FILM),
+                server.client.post("/v1/videos", data={"prompt": "x"}, files=picture),
+                server.client.post("/v1/images/generations", json={"prompt": "x", "size": "64x64"}),
+            ):
+                assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full"), refused.text
+            until(lambda: f"job {job_id} has ended and waits for the store" in "".join(server.log))
+            assert chats(server)
+            assert server.client.get(f"/v1/videos/{job_id}").status_code == 200
+        kind, last = list(told(server, job_id))[-1]
+        assert (kind, last["error"]["code"]) == ("error", "disk_full")
+        assert server.finished(job_id)["error"]["code"] == "disk_full"
+        assert [path for path in data.rglob("*") if path.is_file() and path.parent.parent.name == "jobs"] == []
+        assert [path.name for path in data.rglob(".*")] == []
+        assert [job["id"] for job in server.client.get("/v1/videos").json()["data"]] == [job_id]
+        again = server.ask(FILM)
+        assert server.finished(again)["status"] == "completed"
+        assert files_of(data, again)
+        assert "Traceback" not in "".join(server.log)
+
+
+@pytest.mark.soak  # samples of it: tests/diffusion/jobs/test_runner.py, tests/rest/test_store_faults.py
+def test_a_film_outlasts_whoever_holds_the_database(folder: Path) -> None:
+    config = toy_config(folder, data_dir=str(folder / "locked"))
+    with served(config) as server:
+        whole = server.ask(FILM)
+        assert server.finished(whole)["status"] == "completed"
+        job_id, next_id = server.ask(FILM), server.ask(FILM)
+        wait_working(server, job_id)
+        holder = sqlite3.connect(folder / "locked" / DATABASE_FILE, isolation_level=None)
+        try:
+            holder.execute("BEGIN IMMEDIATE")
+            for refused in (
+                server.client.post("/v1/videos", json=FILM),
+                server.client.post(f"/v1/videos/{job_id}/cancel"),
+            ):
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_locked"), refused.text
+                assert refused.headers["retry-after"]
+            until(lambda: f"job {job_id} is done and waits for the store" in "".join(server.log))
+            assert chats(server)
+            assert server.client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress"
+            holder.execute("ROLLBACK")
+        finally:
+            holder.close()
+        film = server.film(whole)
+        for ended in (server.finished(job_id), server.finished(next_id)):
+            assert (ended["status"], ended["error"], ended["notes"]) == ("completed", None, [])
+            assert server.film(ended["id"]) == film
+        assert "Traceback" not in "".join(server.log)
 
 
 @pytest.mark.soak  # a sample of it: tests/diffusion/jobs/test_kill.py

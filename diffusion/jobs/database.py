@@ -15,8 +15,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, extract, f
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
-from braid.diffusion.jobs.failures import DiskFull, StoreBusy, StoreUnavailable
-from braid.errors import BraidError, InvalidRequest
+from braid.diffusion.jobs.failures import StoreBusy, StoreUnavailable
+from braid.errors import BraidError, DiskFull, InvalidRequest
 
 T = TypeVar("T")
 

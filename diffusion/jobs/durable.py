@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from braid.diffusion.jobs.failures import DiskFull
+from braid.errors import DiskFull
 from braid.multimodal.atomic_file import AtomicFile, synchronise, write_file
 
 _CHUNK_BYTES = 1 << 20

@@ -58,13 +58,6 @@ class QuotaFull(BraidError):
         self.quota_bytes = quota_bytes
 
 
-class DiskFull(BraidError):
-    """The device under the data directory or the database has no room. Nothing half-written is left."""
-
-    status = 507
-    code = "disk_full"
-
-
 class CheckpointTooLarge(BraidError):
     """A state is larger than a checkpoint may be. The job can go on without it."""
 

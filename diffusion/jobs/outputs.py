@@ -43,6 +43,11 @@ class JobOutputs:
         """As `JobWorker.finish` takes them."""
         return {key: (path, file) for key, (path, file) in self._files.items() if path.exists()}
 
+    def remove(self) -> None:
+        """Nothing of it will be published."""
+        for path, _ in self._files.values():
+            path.unlink(missing_ok=True)
+
 
 def _names(media: MediaJob) -> dict[str, str]:
     suffix = SUFFIXES[media.handover.output_format]

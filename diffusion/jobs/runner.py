@@ -23,7 +23,6 @@ from braid.diffusion.jobs.estimate import JobMeter, WorkModel, expected_bytes
 from braid.diffusion.jobs.estimate_file import keep_estimates, recall_estimates
 from braid.diffusion.jobs.failures import (
     CheckpointTooLarge,
-    DiskFull,
     JobCancelled,
     JobIsFinal,
     LeaseLost,
@@ -52,7 +51,7 @@ from braid.diffusion.jobs.worker import JobWorker
 from braid.diffusion.judging import Judge
 from braid.diffusion.params import AdapterChoice
 from braid.diffusion.state import STATE_VERSION, PipelineState
-from braid.errors import EngineDied, InvalidRequest, NotFound, NotReady, Overloaded, RequestCancelled
+from braid.errors import DiskFull, EngineDied, InvalidRequest, NotFound, NotReady, Overloaded, RequestCancelled
 from braid.llm_core.core import JournalEntry, Request, RequestClass
 from braid.llm_core.engine.engine import WorkRequest
 from braid.llm_core.engine.failure import as_braid_error, failed
@@ -69,6 +68,8 @@ _REFUSED_S = 1.0
 """After the engine has refused a job, none is claimed for so long."""
 _LATER = frozenset({EngineDied.code, NotReady.code, Overloaded.code, StoreBusy.code, StoreUnavailable.code})
 """A job that ends so is put back: it is not at fault."""
+_PASSING = (StoreBusy, StoreUnavailable, DiskFull)
+"""What the store may say now and not later."""
 _NUM_READERS = 2
 
 
@@ -169,6 +170,7 @@ class JobRunner:
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="braid-jobs-inputs")
         self._thread = threading.Thread(target=self._loop, name="braid-jobs-runner", daemon=True)
         self._is_stopping = False
+        self._has_recovered = False
         self._claims_from = 0.0
         self._model: Judge | None = None
         self._adapters: Sequence[AdapterChoice] = ()
@@ -271,12 +273,14 @@ class JobRunner:
                 logger.critical("%s", error.message)
                 self._on_superseded()
                 return
-            except (StoreBusy, StoreUnavailable) as error:
+            except _PASSING as error:
                 logger.warning("%s", error.message)
             except Exception:
                 logger.exception("work on stored jobs failed")
 
     def _tick(self) -> None:
+        if not self._has_recovered:
+            self._recover()
         for run in list(self._runs.values()):
             if run.retry is not None:
                 retry, run.retry = run.retry, None
@@ -288,6 +292,7 @@ class JobRunner:
     def _recover(self) -> None:
         for job_id in self._worker.recover():
             logger.warning("job %s is gone on with", job_id)
+        self._has_recovered = True
         self._claim()
 
     def _claim(self) -> None:
@@ -339,7 +344,7 @@ class JobRunner:
         if isinstance(event, Progressed):
             self._progress(run, event)
         elif isinstance(event, Completed):
-            self._publish(run)
+            self._complete(run)
         else:
             self._end_failed(run, event)
 
@@ -392,49 +397,56 @@ class JobRunner:
         run.is_cancelled = True
         self._engine.cancel(run.id, "the job was cancelled")
 
-    def _publish(self, run: _Run) -> None:
+    def _complete(self, run: _Run) -> None:
         assert run.outputs is not None and run.meter is not None
         if run.is_lost:
             self._end_failed(run, failed(run.id, EngineDied("the job went to another server")))
             return
         run.meter.end()
         keep_estimates(self._storage.directory, self._facts, self._work)
+        self._publish(run, run.outputs.written())
+
+    def _publish(self, run: _Run, outputs: Mapping[str, tuple[Path, str]]) -> None:
         try:
-            facts = _decided(run.lease.job, run.state)
-            job = self._worker.finish(run.lease, run.outputs.written(), facts=facts)
+            job = self._worker.finish(run.lease, outputs, facts=_decided(run.lease.job, run.state))
             self._forget(run, job.status)
         except JobCancelled:
             self._forget(run, JobStatus.CANCELLED, RequestCancelled.code)
         except (LeaseLost, JobIsFinal) as error:
             logger.warning("job %s was done and is no longer ours: %s", run.id, error.message)
             self._forget(run)
-        except DiskFull as error:
-            self._end_failed(run, failed(run.id, error))
         except (StoreBusy, StoreUnavailable) as error:
             logger.warning("job %s is done and waits for the store: %s", run.id, error.message)
-            run.retry = partial(self._publish, run)
+            run.retry = partial(self._publish, run, outputs)
+        except (DiskFull, OSError) as error:
+            self._end_failed(run, failed(run.id, as_braid_error(error, f"publishing job {run.id}")))
 
     def _end_failed(self, run: _Run, event: Failed) -> None:
         """It failed, was cancelled, was lost, or this server is stopping."""
         try:
-            if run.is_lost:
-                self._worker.abandon(run.lease)
-                status = None
-            elif run.is_cancelled:
-                status = self._worker.acknowledge_cancel(run.lease).status
-            elif self._is_stopping or event.code in _LATER:
-                status = self._put_back(run)
-            else:
-                error = JobError(event.code, event.message, event.param, event.type)
-                status = self._worker.fail(run.lease, error).status
-        except (LeaseLost, JobIsFinal):
-            self._worker.abandon(run.lease)
-            status = None
-        except (StoreBusy, StoreUnavailable) as problem:
-            logger.warning("job %s has ended and waits for the store: %s", run.id, problem.message)
+            if run.outputs is not None:
+                run.outputs.remove()  # first: a full disk may then have room for a row that says so
+            status = self._ended(run, event)
+        except (*_PASSING, OSError) as problem:
+            logger.warning("job %s has ended and waits for the store: %s", run.id, problem)
             run.retry = partial(self._end_failed, run, event)
             return
         self._forget(run, status, event.code)
+
+    def _ended(self, run: _Run, event: Failed) -> JobStatus | None:
+        """What becomes of it; None is no longer ours to say."""
+        try:
+            if run.is_cancelled and not run.is_lost:
+                return self._worker.acknowledge_cancel(run.lease).status
+            if not run.is_lost and (self._is_stopping or event.code in _LATER):
+                return self._put_back(run)
+            if not run.is_lost:
+                error = JobError(event.code, event.message, event.param, event.type)
+                return self._worker.fail(run.lease, error).status
+        except (LeaseLost, JobIsFinal):
+            pass  # it went to another worker, or has been ended
+        self._worker.abandon(run.lease)
+        return None
 
     def _put_back(self, run: _Run) -> JobStatus:
         self._save(run)

@@ -22,6 +22,7 @@ from braid.diffusion.jobs.failures import (
     JobCancelled,
     JobIsFinal,
     LeaseLost,
+    StoreBusy,
     StoreUnavailable,
 )
 from braid.diffusion.jobs.records import JobError, JobRecord, JobStatus, Lease, StoredCheckpoint, StoredFile
@@ -45,7 +46,8 @@ class JobWorker:
         self._database = storage.database
         self._directory = storage.directory
         self._limits = storage.limits
-        self._beats: dict[str, tuple[float, str]] = {}
+        self._beats: dict[str, tuple[float, str | None]] = {}
+        """When the last one of a job was, and its stage; None is one that failed."""
         self._checkpoint_times: dict[str, float] = {}
 
     def recover(self) -> list[str]:
@@ -93,9 +95,13 @@ class JobWorker:
         """
         now = time.monotonic()
         before, last_stage = self._beats.get(lease.job_id, (float("-inf"), ""))
-        if now - before < self._limits.heartbeat_s and stage == last_stage:
+        if now - before < self._limits.heartbeat_s and last_stage in (stage, None):
             return
-        self._database.write(lambda connection: self._beaten(connection, lease, progress, stage))
+        try:
+            self._database.write(lambda connection: self._beaten(connection, lease, progress, stage))
+        except StoreBusy:
+            self._beats[lease.job_id] = time.monotonic(), None  # it has waited long: the next steps are not to
+            raise
         self._beats[lease.job_id] = now, stage
 
     def is_checkpoint_due(self, lease: Lease) -> bool:
@@ -115,6 +121,12 @@ class JobWorker:
             DiskFull: nothing changed; the checkpoint before is still there.
             JobCancelled, LeaseLost, JobIsFinal: the work must stop.
         """
+        try:
+            self._checkpoint(lease, data, state_version, facts or {})
+        finally:
+            self._checkpoint_times[lease.job_id] = time.monotonic()  # one that failed is not tried again at each step
+
+    def _checkpoint(self, lease: Lease, data: bytes, state_version: int, facts: Mapping[str, Any]) -> None:
         limit = self._limits.max_checkpoint_bytes
         if len(data) > limit:
             raise CheckpointTooLarge(
@@ -124,9 +136,7 @@ class JobWorker:
         stored = self._written(lease, data, number, state_version)
         final = self._directory.job_folder(lease.job_id) / stored.file
         try:
-            job, dropped = self._database.write(
-                lambda connection: self._checkpointed(connection, lease, stored, facts or {})
-            )
+            dropped = self._database.write(lambda connection: self._checkpointed(connection, lease, stored, facts))
         except StoreUnavailable:
             raise  # the row may be there
         except BraidError:
@@ -134,7 +144,6 @@ class JobWorker:
             raise
         for old in dropped:
             (final.parent / old.file).unlink(missing_ok=True)
-        self._checkpoint_times[job.id] = time.monotonic()
 
     def resume(self, lease: Lease, read: Callable[[bytes], T], *, state_version: int) -> T | None:
         """The newest state that can be read; None to begin at the start. What was skipped is noted in the job.
@@ -288,12 +297,12 @@ class JobWorker:
 
     def _checkpointed(
         self, connection: Connection, lease: Lease, stored: StoredCheckpoint, facts: Mapping[str, Any]
-    ) -> tuple[JobRecord, list[StoredCheckpoint]]:
-        """The job then, and the checkpoints that it has no more."""
+    ) -> list[StoredCheckpoint]:
+        """Those that it has no more."""
         job = _held(connection, lease)
         checkpoints = [stored, *job.checkpoints]
         kept, dropped = checkpoints[:_NUM_CHECKPOINTS], checkpoints[_NUM_CHECKPOINTS:]
-        changed = change(
+        change(
             connection,
             job,
             checkpoints=kept,
@@ -302,7 +311,7 @@ class JobWorker:
             lease_expires_at=self._database.now(connection) + self._limits.lease_s,
             num_claims=0,
         )
-        return changed, dropped
+        return dropped
 
     def _intact(self, lease: Lease, stored: StoredCheckpoint, state_version: int) -> bytes:
         """Raises:

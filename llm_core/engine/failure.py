@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 
-from braid.errors import BraidError
+from braid.errors import BraidError, DiskFull
 from braid.llm_core.engine.messages import Failed
 
 _log = logging.getLogger(__name__)
@@ -36,13 +37,17 @@ class RequestFailed(BraidError):
 
 
 def as_braid_error(error: Exception, doing: str) -> BraidError:
-    """A `BraidError` as it is; anything else is ours to explain: it is logged, and the user gets a reference to that.
+    """A `BraidError` as it is, or of a full disk; anything else is ours to explain: it is logged, and the user gets a
+    reference to that.
 
     Args:
         doing: what failed, for the log.
     """
     if isinstance(error, BraidError):
         return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _log.error("%s: there is no room on the disk: %s", doing, error)
+        return DiskFull("there is no room on the server's disk for the result")
     reference = secrets.token_hex(6)
     _log.error("%s failed (reference %s)", doing, reference, exc_info=error)
     return BraidError(f"internal error; the server's log has the details under reference {reference}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from braid.diffusion.jobs.failures import DiskFull, StoreBusy
+from braid.diffusion.jobs.failures import StoreBusy
 from braid.diffusion.jobs.job_trace import TRACE_PARENT
 from braid.diffusion.jobs.messages import CancelJob, JobEnded, JobsWaiting
 from braid.diffusion.jobs.records import JobRecord, JobStatus, NewJob
@@ -20,7 +20,7 @@ from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
 from braid.diffusion.state import PipelineState
-from braid.errors import CannotFit, InvalidRequest, NotReady, RequestCancelled
+from braid.errors import CannotFit, DiskFull, InvalidRequest, NotReady, RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.engine.engine import WorkRequest
 from braid.llm_core.engine.failure import failed
@@ -254,18 +254,40 @@ def test_a_stop_keeps_a_state_that_was_not_due(bench: Bench, monkeypatch: pytest
 def test_a_locked_store_delays_the_end_of_a_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = bench.create()
     bench.running(job_id)
-    finish, calls = JobWorker.finish, []
+    completed, calls = JobWorker._completed, []
 
     def locked_once(self: JobWorker, *arguments: Any, **more: Any) -> JobRecord:
         calls.append(arguments)
         if len(calls) == 1:
             raise StoreBusy("another process holds the job database; retry later")
-        return finish(self, *arguments, **more)
+        return completed(self, *arguments, **more)
 
-    monkeypatch.setattr(JobWorker, "finish", locked_once)
+    monkeypatch.setattr(JobWorker, "_completed", locked_once)  # when the files have got their names
     bench.complete(job_id)
     assert bench.final(job_id).status is JobStatus.COMPLETED
+    assert [stored.name for stored in bench.final(job_id).files] == ["video"]
     assert len(calls) == 2
+
+
+def test_an_end_that_has_no_room_to_be_written_down_is_written_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.create()
+    bench.delivery(job_id).path.write_bytes(b"half a film")
+    fail, seen = JobWorker.fail, []
+
+    def full_once(self: JobWorker, *arguments: Any, **more: Any) -> JobRecord:
+        seen.append(list(bench.delivery(job_id).path.parent.iterdir()))
+        if len(seen) == 1:
+            raise DiskFull("there is no room for the job database")
+        return fail(self, *arguments, **more)
+
+    monkeypatch.setattr(JobWorker, "fail", full_once)
+    bench.engine.sinks[job_id](failed(job_id, DiskFull("there is no room for the film")))
+    error = bench.final(job_id).error
+    assert error is not None
+    assert error.code == "disk_full"
+    assert seen == [[], []]  # what it had written made room first
 
 
 def test_a_full_disk_fails_a_result_but_not_a_job_whose_state_has_no_room(

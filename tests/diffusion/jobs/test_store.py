@@ -16,7 +16,6 @@ from sqlalchemy import URL
 from braid.diffusion.jobs.database import Database
 from braid.diffusion.jobs.directory import data_root
 from braid.diffusion.jobs.failures import (
-    DiskFull,
     IdempotencyKeyReused,
     JobIsFinal,
     QuotaFull,
@@ -32,7 +31,7 @@ from braid.diffusion.jobs.schema import SCHEMA_VERSION
 from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
-from braid.errors import InvalidRequest, NotFound
+from braid.errors import DiskFull, InvalidRequest, NotFound
 from braid.tests.diffusion.jobs.job_rig import (
     LIMITS,
     VIDEO,

@@ -10,7 +10,6 @@ from sqlalchemy import URL
 
 from braid.diffusion.jobs.failures import (
     CheckpointTooLarge,
-    DiskFull,
     JobCancelled,
     JobIsFinal,
     LeaseLost,
@@ -20,7 +19,7 @@ from braid.diffusion.jobs.records import JobError, JobRecord, Lease
 from braid.diffusion.jobs.storage import JobLimits, JobStorage
 from braid.diffusion.jobs.store import JobStore
 from braid.diffusion.jobs.worker import JobWorker
-from braid.errors import BraidError, NotFound
+from braid.errors import BraidError, DiskFull, NotFound
 from braid.tests.diffusion.jobs.job_rig import (
     LIMITS,
     STATE_VERSION,
