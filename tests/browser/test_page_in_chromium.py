@@ -240,6 +240,31 @@ def test_a_work_is_deleted_only_after_a_question(open_page: Open) -> None:
     assert prompt not in [job["prompt"] for job in jobs(page, "v1/videos")]
 
 
+def test_each_question_gets_its_own_answer_however_late_the_one_before_is_closed(open_page: Open) -> None:
+    page = open_page("#studio")
+    answers = page.evaluate("""(async () => {
+      const url = document.querySelector("script[type=module]").src.replace(/[^/]*$/, "dialogs.js");
+      const { confirmLoss } = await import(url);
+      const say = (answer) => document.querySelector(`#confirm [value=${answer}]`).click();
+      const first = confirmLoss("First?", "");
+      say("yes");
+      const second = confirmLoss("Second?", "");  // the browser tells that the first one was closed after this
+      const later = new Promise((resolve) => setTimeout(() => resolve("waits"), 200));
+      const meanwhile = await Promise.race([second, later]);
+      say("yes");
+      const third = confirmLoss("Third?", "");
+      say("no");
+      return [await first, meanwhile, await second, await third];
+    })()""")
+    assert answers == [True, "waits", True, False]
+    page.evaluate(
+        "import(document.querySelector('script[type=module]').src.replace(/[^/]*$/, 'dialogs.js'))"
+        ".then(({ confirmLoss }) => { window.answered = confirmLoss('Fourth?', ''); })"
+    )
+    page.press("Escape")
+    assert page.evaluate("window.answered") is False
+
+
 def test_what_the_server_refuses_is_said_in_its_words_at_the_field(open_page: Open, artefacts: Path) -> None:
     page = open_page("#studio")
     make(page, "video", "too wide", width=100, height=64)

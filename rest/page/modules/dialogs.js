@@ -20,7 +20,9 @@ export class KeyDialog {
       const key = this.#input.value.trim();
       this.#answer(key || null);
     });
-    this.#dialog.addEventListener("close", () => this.#answer(null));
+    this.#dialog.addEventListener("close", () => {
+      if (!this.#dialog.open) this.#answer(null); // else it comes late: it is open again
+    });
   }
 
   /** @param message why, in the server's words; none when the person opened it */
@@ -48,9 +50,17 @@ export function confirmLoss(title, text, action = "Delete") {
   byId("confirm-title").textContent = title;
   byId("confirm-text").textContent = text;
   byId("confirm-yes").textContent = action;
-  dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    const asking = new AbortController();
+    const answer = (isYes) => {
+      asking.abort();
+      resolve(isYes);
+    };
+    const { signal } = asking;
+    dialog.addEventListener("submit", ({ submitter }) => answer(submitter?.value === "yes"), { signal });
+    dialog.addEventListener("cancel", () => answer(false), { signal });
+    // by another way; the question before this one may be told of as late as now
+    dialog.addEventListener("close", () => dialog.open || answer(false), { signal });
   });
 }
