@@ -108,7 +108,7 @@ def _add_media_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--job-database",
         metavar="URL",
-        help=f"for servers that share a queue (default: ${JOB_DATABASE}, which others cannot read, or in --data-dir)",
+        help=f"for servers that share a queue; with a password only as ${JOB_DATABASE} (default: in --data-dir)",
     )
     parser.add_argument("--server-name", default="", metavar="NAME", help="of one of several that share --data-dir")
     parser.add_argument("--quota", type=parse_bytes, dest="quota_bytes", metavar="SIZE", help="of all stored jobs")
@@ -173,6 +173,7 @@ def serve_config_from(arguments: argparse.Namespace) -> ServeConfig:
     """
     from braid.config import ServeConfig, VideoConfig
     from braid.diffusion.jobs.directory import data_root
+    from braid.job_storage import check_open_url
     from braid.media_command import read_lora
 
     takes_language_of_video = arguments.video is not None and arguments.model is None
@@ -189,6 +190,8 @@ def serve_config_from(arguments: argparse.Namespace) -> ServeConfig:
             quantization=arguments.quantization,
         )
     named = {name: getattr(arguments, name) for name in ("job_database", "quota_bytes", "max_films", "max_pictures")}
+    if named["job_database"]:
+        check_open_url(named["job_database"], JOB_DATABASE)
     named["job_database"] = named["job_database"] or os.environ.get(JOB_DATABASE) or None
     return ServeConfig(
         engine=config_from(arguments),

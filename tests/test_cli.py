@@ -103,6 +103,29 @@ def test_the_job_database_may_be_named_where_others_cannot_read_it(monkeypatch: 
 
 
 @pytest.mark.parametrize(
+    ("url", "is_refused"),
+    [
+        ("postgresql+psycopg://ann:hunter2@db/jobs", True),
+        ("postgresql+psycopg://ann:hunter%402/x@db/jobs", True),
+        ("postgresql+psycopg://ann@db/jobs?password=hunter2", True),
+        ("postgresql+psycopg:///jobs?user=ann&sslpassword=hunter2", True),
+        ("mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Dhunter2", True),
+        ("postgresql+psycopg://ann@db:5432/jobs?passfile=/etc/braid/pgpass", False),
+        ("postgresql+psycopg:///jobs?host=/run/postgresql", False),
+        ("sqlite:////ann:hunter2@x", False),
+    ],
+)
+def test_an_argument_has_no_password_of_the_job_database(url: str, is_refused: bool) -> None:
+    arguments = build_parser().parse_args(["serve", "--job-database", url])
+    if not is_refused:
+        assert serve_config_from(arguments).job_database == url
+        return
+    with pytest.raises(InvalidRequest, match="BRAID_JOB_DATABASE") as refused:
+        serve_config_from(arguments)
+    assert "hunter2" not in refused.value.message
+
+
+@pytest.mark.parametrize(
     ("words", "model", "takes_language_of_video"),
     [("", "smollm2", False), ("--video m", "smollm2", True), ("--video m --model gemma", "gemma", False)],
 )
