@@ -60,6 +60,8 @@ class WriteFile:
 
     work: Writing
     """Not begun yet."""
+    num_bytes: int = 0
+    """Of the frames in it, which their job holds."""
     kind = "write_file"
 
 
@@ -69,7 +71,7 @@ def write_file(meter: Meter, operation: WriteFile) -> Pieces[None]:
         following = next(pieces, None)
         while following is not None:
             kind, units = following
-            yield meter.segment(kind, units)
+            yield meter.segment(kind, units, num_bytes=operation.num_bytes)
             with meter.measured(kind, units):
                 following = next(pieces, None)
 
@@ -119,9 +121,9 @@ class _Output:
             self._waveform = answer
         elif isinstance(asked, DecodeFrames):
             if self._path is not None:
-                yield WriteFile(self._opened(self._path).add(answer.frames))
+                yield WriteFile(self._opened(self._path).add(answer.frames), answer.frames.nbytes)
             if self._beside is not None:
-                yield WriteFile(self._beside.add(answer.frames))
+                yield WriteFile(self._beside.add(answer.frames), answer.frames.nbytes)
 
     def finish(self, result: GenerationResult) -> Generator[Any, Any, None]:
         """Give the files their names."""

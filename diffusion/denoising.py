@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,13 +73,16 @@ class Denoiser:
         """For `InPieces`."""
         taken = yield from self._take(operation)
         with taken.stack:
-            transformer = yield from in_pieces(self._meter, "begin_denoising", taken.make_transformer())
+            transformer = yield from in_pieces(
+                self._meter, "begin_denoising", taken.make_transformer(), num_bytes=taken.num_bytes
+            )
             passes = passes_needed(operation.guidance, needs_unconditional=operation.needs_unconditional)
             estimates: dict[Pass, AudioVideo[Tensor]] = {}
             for kind in passes:
                 estimates[kind] = yield from self._pass(transformer, operation, kind, taken.num_bytes)
             num_values = len(passes) * sum(stream.latents.numel() for stream in operation.streams.present())
-            return (yield from piece(self._meter, "guide", num_values, lambda: _sum(operation, estimates)))
+            combined = partial(_sum, operation, estimates)
+            return (yield from piece(self._meter, "guide", num_values, combined, num_bytes=taken.num_bytes))
 
     # -- what must be held ---------------------------------------------------------------------------------------------
 
@@ -122,8 +126,9 @@ class Denoiser:
         with closing(self._variants.acquiring(adapters)) as merging:
             try:
                 step = next(merging)
+                leased_bytes = self._variant_bytes(adapters)
                 while True:
-                    yield self._meter.segment("merge", step.num_bytes)
+                    yield self._meter.segment("merge", step.num_bytes, num_bytes=leased_bytes)
                     with self._meter.measured("merge", step.num_bytes):
                         step = next(merging)
             except StopIteration as stop:

@@ -19,6 +19,7 @@ from braid.diffusion.relay import relayed
 from braid.errors import MemoryPressure
 from braid.llm_core.memory.arena import Arena, Lease
 from braid.llm_core.pipeline import Checkpoint, Pipeline, StartPipeline, Wait
+from braid.tracing.request_trace import AttributeValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class Holding:
         return self.is_taken
 
     @property
+    def num_bytes(self) -> int:
+        """Of all its leases."""
+        return sum(needs.kept for _, needs in self._needs)
+
+    @property
     def is_taken(self) -> bool:
         return bool(self._leases)
 
@@ -85,6 +91,11 @@ class HoldMemory:
 
     holding: Holding
     kind = "hold_memory"
+
+    @property
+    def trace_attributes(self) -> dict[str, AttributeValue]:
+        """What is told of it."""
+        return {"held_bytes": self.holding.num_bytes}
 
 
 def hold_memory(operation: HoldMemory) -> Pieces[None]:

@@ -38,6 +38,13 @@ Result = TypeVar("Result")
 NUM_COLOURS = 3
 
 
+class _Held(ExitStack):
+    """A network in use and its workspace."""
+
+    num_bytes = 0
+    """Leased beside the weights."""
+
+
 class MediaOperations:
     """One method an operation, each for `InPieces`.
 
@@ -63,7 +70,7 @@ class MediaOperations:
             work = network.pieces(
                 hidden_states.to(self._components.device), operation.text.attention_mask.to(self._components.device)
             )
-            embeds: PromptEmbeds = yield from self._run("project_text", work)
+            embeds: PromptEmbeds = yield from self._run("project_text", work, held.num_bytes)
         return embeds
 
     # -- into latents --------------------------------------------------------------------------------------------------
@@ -93,7 +100,8 @@ class MediaOperations:
             Part.VIDEO_ENCODER, shape, lambda _: self._memory.encode_frames(shape, frames.dtype)
         )
         with held:
-            latents: Tensor = yield from self._run("encode_video", network.pieces(frames.to(self._components.device)))
+            work = network.pieces(frames.to(self._components.device))
+            latents: Tensor = yield from self._run("encode_video", work, held.num_bytes)
         return latents
 
     def encode_audio(self, operation: EncodeAudio) -> Pieces[Tensor]:
@@ -110,7 +118,8 @@ class MediaOperations:
             Part.AUDIO_ENCODER, (num_frames,), lambda encoder: encoder.predicted_bytes(num_frames, self._dtype(mel))
         )
         with held:
-            latents: Tensor = yield from self._run("encode_audio", network.pieces(mel.to(self._components.device)))
+            work = network.pieces(mel.to(self._components.device))
+            latents: Tensor = yield from self._run("encode_audio", work, held.num_bytes)
         return latents
 
     # -- between latents -----------------------------------------------------------------------------------------------
@@ -123,7 +132,7 @@ class MediaOperations:
             UPSAMPLER, shape, lambda _: self._memory.upsample(shape, operation.latents.dtype)
         )
         with held:
-            latents: Tensor = yield from self._run("upsample", network.pieces(operation.latents))
+            latents: Tensor = yield from self._run("upsample", network.pieces(operation.latents), held.num_bytes)
         return latents
 
     # -- out of latents ------------------------------------------------------------------------------------------------
@@ -147,8 +156,8 @@ class MediaOperations:
             work = network.decode_group(
                 operation.latents, plan, operation.group, carry=operation.carry, generator=generator
             )
-            pixels, carry = yield from self._run("decode_tile", work)
-            frames = yield from self._run("to_pixels", frames_in_pieces(pixels))
+            pixels, carry = yield from self._run("decode_tile", work, held.num_bytes)
+            frames = yield from self._run("to_pixels", frames_in_pieces(pixels), held.num_bytes)
         return DecodedFrames(frames, carry, plan.num_groups)
 
     def _plan(self, latents: Tensor) -> Any:
@@ -166,34 +175,36 @@ class MediaOperations:
             Part.AUDIO_DECODER, (num_latents,), lambda _: self._memory.decode_audio(num_latents)
         )
         with held:
-            mel: Tensor = yield from self._run("decode_audio", decoder.pieces(operation.latents.float()))
+            work = decoder.pieces(operation.latents.float())
+            mel: Tensor = yield from self._run("decode_audio", work, held.num_bytes)
         vocoder, held = yield from self._take(
             Part.VOCODER, (num_latents,), lambda _: self._memory.vocode(num_latents)
         )
         with held:
-            samples: Tensor = yield from self._run("vocode", vocoder.pieces(mel))
+            samples: Tensor = yield from self._run("vocode", vocoder.pieces(mel), held.num_bytes)
         require_finite("the samples of the vocoder", samples)
         return Waveform(samples[0].float().cpu(), self._components.checkpoint.geometry.output_sample_rate)
 
     # -- memory and pieces ---------------------------------------------------------------------------------------------
 
-    def _run(self, kind: str, work: Generator[int | None, None, Result]) -> Pieces[Result]:
-        return in_pieces(self._meter, kind, work)
+    def _run(self, kind: str, work: Generator[int | None, None, Result], num_bytes: int = 0) -> Pieces[Result]:
+        return in_pieces(self._meter, kind, work, num_bytes=num_bytes)
 
     def _take(
         self, part: Part | str, shape: object, predict: Callable[[Any], int]
-    ) -> Pieces[tuple[Any, ExitStack]]:
+    ) -> Pieces[tuple[Any, _Held]]:
         """A network and the workspace of one use of it, together: whoever waits for them holds neither."""
         key = (part, shape)
         while True:
-            stack = ExitStack()
+            stack = _Held()
             try:
                 if key not in self._predicted or not self._components.is_resident(part):
                     yield self._meter.segment("load", 1)
                 network = stack.enter_context(self._components.using(part))
                 if key not in self._predicted:
                     self._predicted[key] = predict(network)
-                lease = self._arena.lease(f"work of the {part}", self._predicted[key], kind="workspace")
+                stack.num_bytes = self._predicted[key]
+                lease = self._arena.lease(f"work of the {part}", stack.num_bytes, kind="workspace")
                 stack.enter_context(lease)
                 return network, stack
             except MemoryPressure:

@@ -53,14 +53,20 @@ def piece(meter: Meter, kind: str, units: int, work: Callable[[], Result], *, nu
         return work()
 
 
-def in_pieces(meter: Meter, kind: str, work: Generator[int | None, None, Result]) -> Pieces[Result]:
-    """Work of a network that says in front of each of its pieces how many multiply-adds it has."""
+def in_pieces(
+    meter: Meter, kind: str, work: Generator[int | None, None, Result], *, num_bytes: int = 0
+) -> Pieces[Result]:
+    """Work of a network that says in front of each of its pieces how many multiply-adds it has.
+
+    Args:
+        num_bytes: that are leased for it.
+    """
     with closing(work):
         try:
             macs = next(work)
             while True:
                 units = max(1, (macs or 0) // MACS_A_UNIT)
-                yield meter.segment(kind, units)
+                yield meter.segment(kind, units, num_bytes=num_bytes)
                 with meter.measured(kind, units):
                     macs = next(work)
         except StopIteration as stop:

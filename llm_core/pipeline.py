@@ -112,6 +112,8 @@ class Wait:
 
     is_over: Callable[[], bool]
     """Asked whenever offers are collected; then the execution is advanced, as if a piece of it had run."""
+    cause: str = "memory"
+    """What is waited for, for the trace."""
 
 
 class Execution(Protocol):

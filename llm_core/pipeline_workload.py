@@ -32,7 +32,7 @@ from braid.llm_core.pipeline import (
     StartPipeline,
     Wait,
 )
-from braid.tracing.request_trace import AttributeValue
+from braid.tracing.request_trace import WAITING, AttributeValue
 
 _RESUME_MS = 1.0
 """Predicted time of a pipeline's own code between two operations."""
@@ -239,6 +239,8 @@ class PipelineWorkload:
             job.segment = job.execution.segment()
             if job.segment is None:
                 self._answer(job, _Answer(job.execution.result()))
+            elif isinstance(job.segment, Wait):
+                job.request.trace.event(WAITING, {"cause": job.segment.cause})
         except Exception as error:
             self._answer(job, _Answer(error=error))
 

@@ -17,6 +17,7 @@ from braid.llm_core.planned_step import Chunk
 from braid.llm_core.sequence import Sequence as TokenSequence
 from braid.llm_core.sequence_memory import SequenceMemory
 from braid.llm_core.workspace import CanSpare, StepWorkspace
+from braid.tracing.request_trace import PREEMPTED
 
 Rank = tuple[int, int, int]
 """(class, arrival, index in the job): the place of a sequence in the order in which they yield memory, last first."""
@@ -124,7 +125,7 @@ class StepPlanner:
             victims = self._running_after(job, task, keep=())
             if not victims:
                 return False
-            self._preempt(*victims[0])
+            self._preempt(*victims[0], by=job, cause="rows")
         self._memory.start(task.sequence, use_prefix_cache=task.use_prefix_cache)
         return True
 
@@ -185,7 +186,7 @@ class StepPlanner:
         if not self._memory.could_grow(task.sequence, num_tokens, num_pages):
             return False  # somebody else has the memory: that others wait would not help
         for victim in victims:
-            self._preempt(*victim)
+            self._preempt(*victim, by=job, cause="memory")
             if self._memory.grow(task.sequence, num_tokens):
                 return True
         return False
@@ -203,7 +204,7 @@ class StepPlanner:
         ]
         return sorted(after, key=lambda pair: _rank(*pair), reverse=True)
 
-    def _preempt(self, job: Job, task: SequenceTask) -> None:
+    def _preempt(self, job: Job, task: SequenceTask, *, by: Job, cause: str) -> None:
         """Take the pages and the row of a sequence. What it has computed stays in the prefix cache for as long as
         nobody needs the pages, and the rest is computed again when its turn comes."""
         sequence = task.sequence
@@ -211,7 +212,8 @@ class StepPlanner:
             if task.use_prefix_cache:
                 self._memory.remember(sequence)
             self._counters.preemptions += 1
-            job.request.trace.event("preempted", {"tokens": len(sequence.token_ids)})
+            num_tokens = len(sequence.token_ids)
+            job.request.trace.event(PREEMPTED, {"cause": cause, "by": by.request.id, "tokens": num_tokens})
         self._memory.end(sequence)
 
 

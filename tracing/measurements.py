@@ -9,6 +9,7 @@ from braid.tracing import metric_catalog as names
 from braid.tracing.metric_catalog import REQUEST_METRICS, STEP_METRICS
 from braid.tracing.metric_families import Family, Registry
 from braid.tracing.recorder import Mark, Noted, RecordedTrace, Verb
+from braid.tracing.request_trace import PREEMPTED
 from braid.tracing.span_names import CHAT_DECODE, PHASES, VIDEO_DECODE
 from braid.tracing.step_record import StepRecord, end_of
 
@@ -116,8 +117,8 @@ class Measurements:
             self._phase(found, mark)
         elif mark.verb is Verb.PROGRESS:
             self._progress(found, mark)
-        elif mark.verb is Verb.EVENT and mark.name == "preempted":
-            self._registry.add(names.PREEMPTIONS, 1.0, "memory")
+        elif mark.verb is Verb.EVENT and mark.name == PREEMPTED:
+            self._registry.add(names.PREEMPTIONS, 1.0, str((mark.attributes or {}).get("cause", "memory")))
         elif mark.verb is Verb.END:
             self._end(found, mark)
             del self._open[key]

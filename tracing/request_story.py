@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from braid.tracing.open_span import OpenSpan, named
 from braid.tracing.recorder import Mark, RecordedTrace, Verb
+from braid.tracing.request_trace import PREEMPTED, WAITING
 from braid.tracing.request_trace import AttributeValue as Said
 from braid.tracing.span import INTERRUPTED, AttributeValue, Link, Span, new_span_id
 from braid.tracing.span_detail import SpanDetail
@@ -31,7 +32,8 @@ from braid.tracing.token_times import TokenTimes
 OPERATION = "operation"
 """The event by which a pipeline says what it begins; counted, not listed."""
 
-PREEMPTED = "preempted"
+SCHEDULE = "schedule"
+"""The cause where a request could have gone on, and others went first."""
 PREFIX_CACHE_HIT = "prefix cache hit"
 
 _GEN_AI = {"prompt_tokens": "gen_ai.usage.input_tokens", "completion_tokens": "gen_ai.usage.output_tokens"}
@@ -68,6 +70,8 @@ class RequestStory:
         self._part: OpenSpan | None = None
         self._operation = ""
         """The kind of the one that began last."""
+        self._gap_cause = SCHEDULE
+        """Why the next time that the lane is others' is theirs."""
         self._latest = start
         self._error: str | None = None
         self._spans: list[Span] = []
@@ -175,13 +179,18 @@ class RequestStory:
     def _note(self, mark: Mark, time: float) -> None:
         if mark.name == OPERATION and mark.attributes:
             self._begin_operation(mark.attributes)
-        else:
+            return
+        if mark.name in (WAITING, PREEMPTED) and mark.attributes:
+            self._gap_cause = str(mark.attributes["cause"])
+        if mark.name != WAITING:
             self._innermost.note(time, mark.name, mark.attributes)
 
     def _begin_operation(self, said: Mapping[str, Said]) -> None:
         self._operation = str(said.get("kind", ""))
         span = self._step or self._phase or self._request
         span.tally.add_operation(self._operation, num_passes=int(said.get("guidance_passes", 0)))
+        if "held_bytes" in said:
+            self._request.attributes["braid.held_bytes"] = said["held_bytes"]
         if "sigma" in said:  # that of a step is the one it begins with
             span.attributes.setdefault("braid.sigma", said["sigma"])
 
@@ -192,7 +201,8 @@ class RequestStory:
             inner.tally.add_gap(gap)
             if gap.ms >= _NOTABLE_GAP_MS and inner.tokens is None:
                 by = max(gap.by_request, key=gap.by_request.__getitem__)
-                inner.note(self._latest, PREEMPTED, {"ms": round(gap.ms, 3), "by": by, "cause": "schedule"})
+                inner.note(self._latest, PREEMPTED, {"ms": round(gap.ms, 3), "by": by, "cause": self._gap_cause})
+        self._gap_cause = SCHEDULE
         inner.tally.add(step)
         if step.error is not None:
             inner.note(end_of(step), "step failed", {"error": step.error.partition(":")[0]})

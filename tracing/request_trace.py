@@ -12,6 +12,12 @@ from typing import Protocol
 AttributeValue = str | int | float | bool
 
 
+PREEMPTED = "preempted"
+"""The event by which a request says that it has to give up what it has; its `cause` tells why."""
+WAITING = "waiting"
+"""The event by which a request says that it offers nothing until it can have its `cause`, such as `memory`."""
+
+
 class RequestTrace(Protocol):
     """The phases of one request: queue, prefill, decode, ... Each phase is a span under the request's own."""
 

@@ -27,6 +27,8 @@ from braid.llm_core.models.torch_model import TorchModel
 from braid.llm_core.text.tokenizer import Tokenizer
 from braid.tests.llm_core.trace_rig import Output, Prompt, Rig
 from braid.tests.tiny_models import write_gguf
+from braid.tracing.recorder import Mark, Recorder
+from braid.tracing.request_trace import PREEMPTED
 
 SHORT = Prompt(tuple(range(40, 60)), max_tokens=6, seed=1, temperature=1.0)
 LONG = Prompt(tuple(range(30, 94)), max_tokens=40, seed=2, temperature=1.0)
@@ -240,10 +242,15 @@ def test_the_latest_of_the_least_urgent_class_is_preempted(rigs: Any) -> None:
     rig.submit("batch", LONG, use_prefix_cache=False, request_class=RequestClass.BATCH)
     rig.submit("first", LONG, use_prefix_cache=False)
     rig.submit("second", LONG, use_prefix_cache=False)
+    recorder = Recorder()
+    rig.workload._jobs["batch"].request.trace = recorder.open("batch", None)
     while rig.workload.counters.preemptions == 0:
         rig.workload.run(rig.offers(), budget_ms=1000)
     running = {name: job.tasks[0].sequence.is_running for name, job in rig.workload._jobs.items()}
     assert running == {"batch": False, "first": True, "second": True}
+    (said,) = (mark.attributes for mark in recorder.take() if isinstance(mark, Mark) and mark.name == PREEMPTED)
+    assert said is not None and said["cause"] == "memory" and said["by"] in ("first", "second")
+    assert int(said["tokens"]) >= len(LONG.token_ids)
     run_all(rig)
     assert {type(output.last_event) for output in rig.outputs.values()} == {Finished}
     assert len({tuple(output.token_ids) for output in rig.outputs.values()}) == 1
@@ -296,7 +303,7 @@ def test_what_a_preempted_text_has_computed_is_found_again_while_nobody_needs_it
         rig.workload.run(rig.offers(), budget_ms=1000)
     computed = rig.workload.counters.prefill_tokens
     job = rig.workload._jobs["a"]
-    rig.workload._planner._preempt(job, job.tasks[0])
+    rig.workload._planner._preempt(job, job.tasks[0], by=job, cause="memory")
     rig.workload._repeatable = None
     rig.submit("b", SHORT, use_prefix_cache=True)
     run_all(rig)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from braid.tests.tracing.stage import Stage, check_tree, ms_of
+from braid.tracing.request_trace import WAITING
 from braid.tracing.sampling import TraceSampling
 from braid.tracing.span import INTERRUPTED, Span
 from braid.tracing.span_detail import SpanDetail
@@ -158,6 +159,24 @@ def test_who_had_the_device_in_between_is_named_with_its_time() -> None:
     ]
     (link,) = one(spans, "stage_1").links
     assert link.attributes == {"braid.relation": "preempted_by", "braid.request.id": "chat"}
+
+
+def test_a_wait_for_memory_is_told_from_a_turn_of_others() -> None:
+    stage = Stage()
+    stage.open("chat").phase("decode")
+    film = stage.film_under_way()
+    stage.step("film")
+    stage.begin(1)
+    film.event(WAITING, {"cause": "memory"})
+    stage.ended("film", kind="resume")
+    stage.step("chat", ms=4)
+    stage.step("film")
+    stage.step("chat", ms=5)
+    stage.step("film")
+    film.end()
+    (step,) = stage.finish()["sampler step"]
+    found = [(event.name, event.attributes["braid.ms"], event.attributes["braid.cause"]) for event in step.events]
+    assert found == [("preempted", 4, "memory"), ("preempted", 5, "schedule")]
 
 
 def test_those_who_shared_a_step_are_links() -> None:

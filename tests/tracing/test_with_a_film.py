@@ -20,6 +20,13 @@ from braid.tracing.trace_builder import TraceBuilder
 pytestmark = pytest.mark.slow
 
 
+MEASURED = {
+    "braid.steps", "braid.device_ms", "braid.device_share_ms", "braid.host_ms", "braid.predicted_ms", "braid.units",
+    "braid.peak_bytes", "braid.lane",
+}  # fmt: skip
+"""What every span has in which something ran."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("film"))
@@ -65,9 +72,18 @@ def test_a_films_trace_is_whole(folder: Path, tmp_path: Path) -> None:
     passes = [int(str(span.attributes["braid.guidance_passes"])) for span in steps]
     assert passes[0] > 2 and len(set(passes)) == 1, "guidance takes several passes an evaluation"
     assert all(int(str(span.attributes["braid.peak_bytes"])) > 0 for span in steps), "the workspace that was leased"
+    worked = {"upsample", "audio decode", "tile group", "mux", "lora merge", "guidance", "preview", "sampler step"}
+    for span in (span for name in worked for span in named(spans, name)):
+        found = span.attributes
+        assert found.keys() >= MEASURED, span
+        assert int(str(found["braid.peak_bytes"])) > 0 or span.name == "mux", f"{span.name} has leased something"
+        assert found["braid.lane"] == "device"
+    frames = 9 * 64 * 64 * 3
+    assert sum(int(str(span.attributes["braid.peak_bytes"])) for span in named(spans, "mux")) >= frames
     (preview,) = (span for span in named(spans, "preview") if span.parent_id == first.span_id)
     assert preview.attributes["braid.device_ms"]
     (request,) = named(spans, "request")
+    assert int(str(request.attributes["braid.held_bytes"])) >= frames, "the frames, and latents beside them"
     busy_ms = sum(entry.device_ms for entry in world.scheduler.journal.since())
     assert request.attributes["braid.device_ms"] == pytest.approx(busy_ms, rel=0.02)
 

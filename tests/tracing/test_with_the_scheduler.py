@@ -12,7 +12,7 @@ import pytest
 from braid.errors import RequestCancelled
 from braid.llm_core.core import Request, RequestClass
 from braid.llm_core.engine.messages import Encoded
-from braid.llm_core.pipeline import Delegate, InPieces, Progress, Segment
+from braid.llm_core.pipeline import Delegate, InPieces, Progress, Segment, Wait
 from braid.llm_core.pipeline_workload import PipelineWorkload
 from braid.llm_core.scheduler.loop import Scheduler
 from braid.tests.tracing.stage import check_tree
@@ -25,6 +25,7 @@ from braid.tracing.trace_builder import TraceBuilder
 class Film:
     num_steps: int = 3
     is_broken: bool = False
+    waits_for: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Encode:
 @dataclass(frozen=True)
 class Denoise:
     is_broken: bool = False
+    waits_for: list[str] | None = None
+    """Until something is in it."""
     kind: str = "denoise"
 
 
@@ -48,7 +51,7 @@ def film(params: Film, state: Any = None) -> Generator[Any, Any, str]:
     yield Encode()
     yield Progress("stage_1", 0, params.num_steps)
     for step in range(params.num_steps):
-        yield Denoise()
+        yield Denoise(waits_for=params.waits_for if step == 1 else None)
         yield Denoise(params.is_broken and step == 1)
         yield Progress("stage_1", step + 1, params.num_steps)
     return "done"
@@ -57,6 +60,8 @@ def film(params: Film, state: Any = None) -> Generator[Any, Any, str]:
 def denoise(operation: Denoise) -> Generator[Segment, None, str]:
     for _ in range(2):
         yield Segment(1.0)
+        while operation.waits_for is not None and not operation.waits_for:
+            yield Wait(lambda: bool(operation.waits_for))
         time.sleep(0.001)
         if operation.is_broken:
             raise RuntimeError("a number that is none")
@@ -142,3 +147,16 @@ def test_what_fails_or_is_cancelled_has_an_end_that_says_so() -> None:
         check_tree(tree)
         (request,) = (span for span in tree if span.attributes.get("braid.request.id") == name)
         assert request.error == code
+
+
+def test_a_film_that_waited_for_memory_says_so() -> None:
+    world, given_back = World(), list[str]()
+    world.submit("film", Film(waits_for=given_back))
+    while not any(job.segment.__class__ is Wait for job in world.scheduler._workloads["films"]._jobs.values()):
+        world.scheduler.run_once()
+    world.submit("chat", Sentence("hello"), RequestClass.INTERACTIVE)
+    while world.scheduler.num_open_requests > 1:
+        world.scheduler.run_once()
+    given_back.append("memory")
+    events = [event for span in world.run() for event in span.events if event.name == "preempted"]
+    assert [(event.attributes["braid.by"], event.attributes["braid.cause"]) for event in events] == [("chat", "memory")]
