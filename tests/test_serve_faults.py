@@ -6,6 +6,7 @@ What one process survives is tested beside it; what HTTP says of a full disk and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -40,6 +41,10 @@ FILM: dict[str, Any] = {
 NUM_KILLS = 20
 KILLED = {"both": {}, "parent": {"child": False}, "child": {"parent": False}}
 LEASE_S = 6.0
+SLOW_FILM = FILM | {"num_inference_steps": 80}
+"""Is at its first stage for longer than a checkpoint interval of `SHARED`."""
+SHARED: dict[str, Any] = {"lease_s": LEASE_S, "checkpoint_interval_s": LEASE_S / 3}
+"""In the proportion of the defaults."""
 
 
 @pytest.fixture(scope="module")
@@ -266,26 +271,36 @@ def test_of_two_servers_with_one_postgresql_one_may_go_and_nothing_is_lost(
     shared = {
         "data_dir": str(data),
         "job_database": url.render_as_string(hide_password=False),
-        "lease_s": LEASE_S,
+        **SHARED,
     }
     left = toy_config(folder, server_name="left", max_films=2, **shared)
     right = toy_config(folder, server_name="right", max_films=8, **shared)  # always free to take over
     with JobStorage.open(data, seat="watcher", url=url) as storage, served(left) as one, served(right) as two:
         store = JobStore(storage)
-        whole = one.ask(FILM)
-        assert one.finished(whole)["error"] is None
-        film = one.film(whole)
-        jobs = [server.ask(FILM) for server in (one, two, one, two, one, two, one)]
-        mine = until(lambda: [job for job in jobs if store.get(job).lease_owner == "engine@left"])
+        films = {}
+        for body in (FILM, SLOW_FILM):
+            whole = one.ask(body)
+            assert one.finished(whole)["error"] is None
+            films[body["num_inference_steps"]] = one.film(whole)
+        slow = [one.ask(SLOW_FILM), one.ask(SLOW_FILM)]
+        jobs = slow + [server.ask(FILM) for server in (one, two, two)]
+        mine = until(lambda: [job for job in slow if store.get(job).lease_owner == "engine@left"])
+        steps = {job: StepsHeard(one, job) for job in mine}
+        until(lambda: any(heard.last >= 30 for heard in steps.values()))
         engine = one.engine
         began = time.monotonic()
         if fault == "killed":
             one.kill()
         else:
             engine.suspend()
+        for heard in steps.values():
+            heard.stop()
         mine = [job for job in mine if store.get(job).lease_owner == "engine@left"]
+        again = {job: StepsHeard(two, job) for job in mine}
         until(lambda: all(store.get(job).lease_owner != "engine@left" for job in mine))
         taken_s = time.monotonic() - began
+        until(lambda: all(heard.steps for heard in again.values()))
+        repeated = {job: steps[job].seconds_from(again[job].steps[0]) for job in mine}
         assert [two.finished(job)["error"] for job in jobs] == [None] * len(jobs)
         before = [store.get(job) for job in jobs]
         if fault == "stopped":
@@ -294,8 +309,44 @@ def test_of_two_servers_with_one_postgresql_one_may_go_and_nothing_is_lost(
         assert [store.get(job) for job in jobs] == before
         remove_strays(storage)  # as each server does from time to time
         for job in before:
-            assert two.film(job.id) == film
+            assert two.film(job.id) == films[job.params["num_inference_steps"]]
             assert files_of(data, job.id) == {stored.file for stored in (*job.files, *job.inputs)}
     assert mine
     assert taken_s <= LEASE_S + 3
+    assert max(repeated.values()) <= LEASE_S, repeated
+    told_s = ", ".join(f"{seconds:.1f} s" for seconds in repeated.values())
     print(f"\n{fault}: {len(mine)} jobs were taken over after {taken_s:.1f} s of a lease of {LEASE_S} s")
+    print(f"work that was done twice, at the pace of the first server: {told_s}")
+
+
+class StepsHeard:
+    """The steps of a film's first stage, as a server tells them, on a thread."""
+
+    def __init__(self, server: Served, job_id: str) -> None:
+        self.steps: list[int] = []
+        self._times: list[float] = []
+        self._is_over = False
+        threading.Thread(target=self._listen, args=(server, job_id), daemon=True).start()
+
+    @property
+    def last(self) -> int:
+        return self.steps[-1] if self.steps else 0
+
+    def stop(self) -> None:
+        """What is told from now on is not heard."""
+        self._is_over = True
+
+    def seconds_from(self, step: int) -> float:
+        """What the steps after it took, to the last that was heard."""
+        if not self.steps or step >= self.last:
+            return 0.0
+        return (self._times[-1] - self._times[0]) / max(self.last - self.steps[0], 1) * (self.last - step)
+
+    def _listen(self, server: Served, job_id: str) -> None:
+        with contextlib.suppress(httpx.TransportError):
+            for kind, data in told(server, job_id):
+                if self._is_over:
+                    return
+                if kind == "progress" and data["stage"] == "stage_1" and data["step"]:
+                    self._times.append(time.monotonic())
+                    self.steps.append(data["step"])
