@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from braid.diffusion.latents import AudioVideo, LatentState, each
+from braid.diffusion.latents import AudioVideo, LatentState, each, patchify_video
 from braid.diffusion.positions import VideoGrid
+from braid.diffusion.schedules import STAGE_2_SIGMAS
+from braid.training.autoencoders.pools import SMALL
 from braid.training.denoiser import tasks
 from braid.training.denoiser.latent_pools import Pool
 from braid.training.denoiser.network import NoisyStream
@@ -24,8 +26,8 @@ OTHER_LEVEL_SHARE = 0.1
 """Of samples whose sound has another noise level than the picture."""
 REFINING_SHARE = 0.5
 """Of samples at full size that have the levels of a second stage."""
-SMALL = 64
-"""Pixels of a first stage."""
+BEGUN_SHARE = 0.6
+"""Of samples at a level of a second stage that are on its way from what a first stage leaves."""
 DRAWN_AT_ONCE = 8
 """Batches of a kind: drawing is some two hundred small operations, whatever the number of clips."""
 
@@ -112,6 +114,15 @@ FORMS: Mapping[str, tasks.Task] = {
 }  # fmt: skip
 
 
+def _nothing(pool: Pool) -> Tensor | None:
+    return None
+
+
+BEGUN: Mapping[str, Callable[[Pool], Tensor | None]] = {
+    "mixed": lambda pool: pool.begun, "silent": lambda pool: pool.begun, "picture": lambda pool: pool.begun_still,
+}  # fmt: skip
+"""What a second stage begins with, for forms whose tokens of video are those of the clip, one for one."""
+
 Levels = Callable[[BatchKind, int, Generator], tuple[Tensor, Tensor]]
 """Noise levels of video and audio, (B,) each, for so many tokens of video."""
 
@@ -167,8 +178,9 @@ class BatchMaker:
         rows = self._integers(len(pool), kind.num_clips)
         captions = self._integers(pool.tokens.shape[1], kind.num_clips)
         is_said = self._uniform(kind.num_clips) >= EMPTY_SHARE
+        begun = BEGUN.get(kind.form, _nothing)(pool)
         return Batch(
-            self._noised(kind, self._states(kind, pool, rows)),
+            self._noised(kind, self._states(kind, pool, rows), None if begun is None else begun[rows]),
             pool.tokens[rows, captions],
             pool.lengths[rows, captions] * is_said,
         )
@@ -182,27 +194,47 @@ class BatchMaker:
         clips = tasks.Clips(video, pool.audio[rows] if has_audio else None, pool.last[rows], grid)
         return FORMS[kind.form](clips, self._choices)
 
-    def _noised(self, kind: BatchKind, states: AudioVideo[LatentState]) -> AudioVideo[NoisedState]:
+    def _noised(
+        self, kind: BatchKind, states: AudioVideo[LatentState], begun: Tensor | None
+    ) -> AudioVideo[NoisedState]:
         stream = states.audio if states.video is None else states.video
         assert stream is not None
         levels = AudioVideo(*self._levels(kind, stream.num_tokens, self._generator))
         form = f"{kind.size} {kind.num_frames} {kind.form}"
         layouts = AudioVideo(f"{form} video", f"{form} audio")
-        return each(self._noise, states, levels, layouts)
+        noises = states.map(lambda state: self._normal(state.clean_latents))
+        if begun is not None:
+            assert states.video is not None and noises.video is not None and levels.video is not None
+            noise = self._from_begun(noises.video, states.video.clean_latents, patchify_video(begun), levels.video)
+            noises = replace(noises, video=noise)
+        return each(_noised, states, noises, levels, layouts)
 
-    def _noise(self, state: LatentState, sigma: Tensor, layout: str) -> NoisedState:
-        clean = state.clean_latents
-        noise = torch.randn(clean.shape, generator=self._generator, device=clean.device)
-        is_free = state.denoise_mask > 0
-        level = sigma[:, None, None] * is_free
-        # a stream that is given as a whole is at level 0, and the model is told so
-        sigma = torch.where(is_free.any(1)[:, 0], sigma, torch.zeros_like(sigma))
-        latents = torch.lerp(clean.float(), noise, level)
-        target = (noise - clean.float()).to(clean)
-        return NoisedState(latents.to(clean), sigma, is_free, state.positions[:1], target, layout)
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator, device=like.device)
+
+    def _from_begun(self, noise: Tensor, clean: Tensor, begun: Tensor, sigma: Tensor) -> Tensor:
+        """Noise whose straight way to `clean` goes through what a second stage begins with, for some samples.
+
+        That is begun * (1 - s) + noise * s at s = STAGE_2_SIGMAS[0]. Noised truth has truth's outlines in it, and a
+        model that was shown nothing else leaves those of a first stage as they are.
+        """
+        first = STAGE_2_SIGMAS[0]
+        chosen = (sigma <= first + 1e-4) & (self._uniform(len(sigma)) < BEGUN_SHARE)
+        return noise + (1 - first) / first * (begun.float() - clean.float()) * chosen[:, None, None]
 
     def _integers(self, below: int, number: int) -> Tensor:
         return torch.randint(below, (number,), generator=self._generator, device=self._generator.device)
 
     def _uniform(self, number: int) -> Tensor:
         return torch.rand(number, generator=self._generator, device=self._generator.device)
+
+
+def _noised(state: LatentState, noise: Tensor, sigma: Tensor, layout: str) -> NoisedState:
+    clean = state.clean_latents
+    is_free = state.denoise_mask > 0
+    level = sigma[:, None, None] * is_free
+    # a stream that is given as a whole is at level 0, and the model is told so
+    sigma = torch.where(is_free.any(1)[:, 0], sigma, torch.zeros_like(sigma))
+    latents = torch.lerp(clean.float(), noise, level)
+    target = (noise - clean.float()).to(clean)
+    return NoisedState(latents.to(clean), sigma, is_free, state.positions[:1], target, layout)

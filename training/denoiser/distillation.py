@@ -17,8 +17,9 @@ from torch import Generator, Tensor
 
 from braid.diffusion.latents import AudioVideo, each
 from braid.diffusion.schedules import DISTILLED_SIGMAS, STAGE_2_SIGMAS
+from braid.training.autoencoders.pools import SMALL
 from braid.training.denoiser.adapter_training import AdaptedModel, Lesson, adapter_parser, distance, teach
-from braid.training.denoiser.batches import SMALL, Batch, BatchKind, NoisedState
+from braid.training.denoiser.batches import Batch, BatchKind, NoisedState
 from braid.training.denoiser.latent_pools import PoolPlan
 
 GUIDANCE_SCALE = 3.0

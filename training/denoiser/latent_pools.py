@@ -24,8 +24,10 @@ from braid.diffusion.models.ltx2.parts import Part
 from braid.diffusion.models.ltx2.statistics import read_statistics
 from braid.training.autoencoders.audio import AudioAutoencoder, mel_frames, mel_front_end
 from braid.training.autoencoders.drawing import draw
+from braid.training.autoencoders.pools import SMALL
 from braid.training.autoencoders.run import Log
 from braid.training.autoencoders.trainee import mixed_precision
+from braid.training.autoencoders.upsampler import make_upsampler
 from braid.training.autoencoders.video import VideoAutoencoder
 from braid.training.denoiser.compact_language_model import WordTable
 from braid.training.world.captions import caption
@@ -49,6 +51,11 @@ class PoolPlan:
     num_frames: int
     num_clips: int
 
+    @property
+    def is_refined(self) -> bool:
+        """Whether pipelines make this size in a second stage."""
+        return self.size > SMALL
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -66,6 +73,10 @@ class Pool:
     """(N, CAPTIONS_A_CLIP, L) int16."""
     lengths: Tensor
     """(N, CAPTIONS_A_CLIP) tokens of each caption."""
+    begun: Tensor | None = None
+    """As `video`, but upsampled from half the size: what a second stage begins with. None where there is none."""
+    begun_still: Tensor | None = None
+    """The same of `still`."""
 
     def __len__(self) -> int:
         return len(self.video)
@@ -77,9 +88,14 @@ class LatentEncoder:
     def __init__(self, folder: Path, device: torch.device) -> None:
         """
         Args:
-            folder: of `video_vae.safetensors` and `audio.safetensors`.
+            folder: of `video_vae.safetensors`, `audio.safetensors` and `upsampler.safetensors`.
         """
-        checkpoint = open_ltx2(folder / "video_vae.safetensors", split_files=[folder / "audio.safetensors"])
+        checkpoint = open_ltx2(
+            folder / "video_vae.safetensors",
+            split_files=[folder / "audio.safetensors"],
+            upsampler=folder / "upsampler.safetensors",
+        )
+        assert checkpoint.upsampler is not None
         video_section, audio_section = checkpoint.section(Part.VIDEO_ENCODER), checkpoint.section(Part.AUDIO_ENCODER)
         self.geometry = read_audio_geometry(audio_section)
         self.device = device
@@ -94,12 +110,21 @@ class LatentEncoder:
         if device.type == "cuda":
             self._video = self._video.to(memory_format=torch.channels_last_3d)
         self._audio: Any = _loaded(AudioAutoencoder(dict(audio_section.values)), audio, device)
+        upsampler = make_upsampler(dict(checkpoint.upsampler.section.values))
+        self._upsampler: Any = _loaded(upsampler, checkpoint.upsampler.weights(), device)
 
     @torch.no_grad()
     def video(self, frames: Tensor) -> Tensor:
         """(B, 3, F, H, W) in [0, 1] to (B, C, F', H', W')."""
         with mixed_precision(self.device):
             latents = self._video.encode(frames * 2 - 1)[0]
+        return self._video_statistics.normalise(latents).bfloat16()
+
+    @torch.no_grad()
+    def upsampled(self, frames: Tensor) -> Tensor:
+        """(B, 3, F, H, W) in [0, 1] to latents of twice the height and width, (B, C, F', H', W')."""
+        with mixed_precision(self.device):
+            latents = self._upsampler(self._video.encode(frames * 2 - 1)[0]).float()
         return self._video_statistics.normalise(latents).bfloat16()
 
     @torch.no_grad()
@@ -165,9 +190,10 @@ def make_pools(
 def save_pools(path: Path, pools: Mapping[tuple[int, int], Pool]) -> None:
     """For the next command on the same machine: gigabytes."""
     tensors = {
-        f"{size} {num_frames} {field.name}": getattr(pool, field.name).contiguous()
+        f"{size} {num_frames} {field.name}": tensor.contiguous()
         for (size, num_frames), pool in pools.items()
         for field in fields(Pool)
+        if (tensor := getattr(pool, field.name)) is not None
     }
     save_file(tensors, path)
 
@@ -193,6 +219,7 @@ def _encode(
     middle = slice(plan.num_frames // 2, plan.num_frames // 2 + 1)
     captions = [caption(scene, rng) for scene in scenes for _ in range(CAPTIONS_A_CLIP)]
     tokens, lengths = words.padded(captions, 128)
+    half = draw(scenes, plan.num_frames, plan.size // 2, encoder.device) if plan.is_refined else None
     return Pool(
         video=encoder.video(frames),
         last=encoder.video(frames[:, :, -1:]),
@@ -200,6 +227,8 @@ def _encode(
         audio=encoder.audio(sounds_of(scenes, plan.num_frames, encoder.device), plan.num_frames),
         tokens=torch.unflatten(tokens, 0, (-1, CAPTIONS_A_CLIP)).to(encoder.device),
         lengths=torch.unflatten(lengths, 0, (-1, CAPTIONS_A_CLIP)).to(encoder.device),
+        begun=None if half is None else encoder.upsampled(half),
+        begun_still=None if half is None else encoder.upsampled(half[:, :, middle]),
     )
 
 
@@ -208,7 +237,8 @@ def _joined(chunks: Sequence[Pool]) -> Pool:
     chunks = [
         replace(chunk, tokens=functional.pad(chunk.tokens, (0, longest - chunk.tokens.shape[-1]))) for chunk in chunks
     ]
-    return Pool(*(torch.cat([getattr(chunk, field.name) for chunk in chunks]) for field in fields(Pool)))
+    names = [field.name for field in fields(Pool) if getattr(chunks[0], field.name) is not None]
+    return Pool(**{name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names})
 
 
 def sounds_of(scenes: Sequence[Scene], num_frames: int, device: torch.device) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from braid.tests.training.denoiser.conftest import SHAPE
 from braid.training.denoiser.initial_weights import tensor_shapes
-from braid.training.denoiser.latent_pools import load_pools, save_pools
+from braid.training.denoiser.latent_pools import Pool, load_pools, save_pools
 from braid.training.denoiser.muon import STEP_SIZE, Muon, orthogonal, orthogonal_steps
 from braid.training.denoiser.optimisation import is_hidden_matrix
 
@@ -57,12 +57,14 @@ def test_its_matrices_are_those_between_hidden_states():
 
 def test_pools_are_read_as_they_were_written(pools, tmp_path):
     # as a GPU's convolutions leave them
-    pools = {
-        key: replace(pool, video=pool.video.contiguous(memory_format=torch.channels_last_3d))
-        for key, pool in pools.items()
-    }
+    left = [pool.video.contiguous(memory_format=torch.channels_last_3d) for pool in pools.values()]
+    pools = {key: replace(pool, video=video) for (key, pool), video in zip(pools.items(), left, strict=True)}
+    copies = {field.name: getattr(pools[16, 17], field.name) for field in fields(Pool)}
+    copies = {name: None if tensor is None else tensor.clone() for name, tensor in copies.items()}
+    pools[128, 17] = Pool(**copies | {"begun": left[0] + 1})
     save_pools(tmp_path / "pools.safetensors", pools)
     again = load_pools(tmp_path / "pools.safetensors", torch.device("cpu"))
     assert again.keys() == pools.keys()
     for key, pool in pools.items():
         assert torch.equal(again[key].video, pool.video) and torch.equal(again[key].tokens, pool.tokens)
+    assert again[16, 17].begun is None and torch.equal(again[128, 17].begun, left[0] + 1)

@@ -9,7 +9,8 @@ import random
 import pytest
 import torch
 
-from braid.diffusion.latents import AudioVideo
+from braid.diffusion.latents import AudioVideo, patchify_video
+from braid.diffusion.schedules import STAGE_2_SIGMAS
 from braid.tests.training.denoiser.conftest import CPU, SHAPE
 from braid.training.autoencoders.evaluation import open_autoencoders
 from braid.training.autoencoders.run import Log
@@ -17,7 +18,7 @@ from braid.training.autoencoders.trainee import StepBudget
 from braid.training.denoiser import samples, tasks
 from braid.training.denoiser.__main__ import show
 from braid.training.denoiser.batches import DRAWN_AT_ONCE, BatchKind, BatchMaker
-from braid.training.denoiser.latent_pools import FRAME_RATE, sounds_of
+from braid.training.denoiser.latent_pools import FRAME_RATE, LatentEncoder, PoolPlan, make_pool, sounds_of
 from braid.training.denoiser.noise_levels import draw_refining_sigmas, draw_sigmas
 from braid.training.denoiser.optimisation import rate_share
 from braid.training.denoiser.shards import NUM_SHARDS, read_shards
@@ -129,6 +130,46 @@ def test_batches_that_are_drawn_together_differ_and_have_every_task(pools):
     for batch in batches:
         num_held = (~batch.streams.video.is_free[..., 0]).sum(1)
         assert (num_held == 0).sum() >= 24 and len(set(num_held.tolist())) >= 3
+
+
+@pytest.fixture(scope="module")
+def large_pool(autoencoders, language_model):
+    plan = PoolPlan(128, 9, 2)
+    return make_pool(plan, LatentEncoder(autoencoders, CPU), language_model.words, random.Random(3))
+
+
+@pytest.mark.parametrize("form", ["mixed", "picture"])
+def test_a_second_stage_learns_the_way_from_what_a_first_one_leaves(large_pool, form):
+    kind = BatchKind("large", 128, 9, 6, 1.0, form)
+    first = STAGE_2_SIGMAS[0]
+
+    def draw(pool):
+        levels = torch.full((kind.num_clips * DRAWN_AT_ONCE,), first)
+        generator = torch.Generator().manual_seed(1)
+        maker = BatchMaker((kind,), {(128, 9): pool}, generator, levels=lambda *_: (levels, levels))
+        return [maker.draw(kind).streams.video for _ in range(DRAWN_AT_ONCE)]
+
+    plain = dataclasses.replace(large_pool, begun=large_pool.video, begun_still=large_pool.still)
+    begun, truth = (large_pool.begun_still, large_pool.still) if form == "picture" else (
+        large_pool.begun, large_pool.video
+    )  # fmt: skip
+    steps = (1 - first) * patchify_video(begun.float() - truth.float())  # (2, T, C)
+    num_changed = total = 0
+    for ours, theirs in zip(draw(large_pool), draw(plain), strict=True):
+        for change, is_free in zip(ours.latents.float() - theirs.latents.float(), ours.is_free, strict=True):
+            total += 1
+            if bool((change != 0).any()):
+                num_changed += 1
+                # latents are bfloat16
+                nearest = min(float((change - step * is_free).square().mean()) for step in steps)
+                assert nearest < 0.1 * float(change.square().mean())
+    assert 0.35 < num_changed / total < 0.8
+
+
+def test_a_pool_of_a_first_stage_has_nothing_begun(pools, large_pool):
+    assert pools[16, 17].begun is None
+    assert large_pool.begun.shape == large_pool.video.shape and not torch.equal(large_pool.begun, large_pool.video)
+    assert large_pool.begun_still.shape == large_pool.still.shape
 
 
 def test_captions_are_sometimes_left_away(pools):
