@@ -1,27 +1,33 @@
 """What does tracing cost a server that chats?
 
-The same batch of chats runs in turns with an engine that nobody watches (bare), with tracing off (no spans; requests
-and steps are noted for metrics, as a server does with `OTEL_SDK_DISABLED=true`) and with tracing on (every request
-traced and measured, spans made and kept). The three of a round are compared with each other, and rounds begin with each
-in turn, so that a machine that slows down slows all. There is no physical limit but zero; the goals are 0.5 % of the
-throughput with tracing off and 2 % with it on.
+Short batches of the same chats follow each other in one process: bare (nobody watches), off (no spans; requests and
+steps are noted for metrics, as a server does with `OTEL_SDK_DISABLED=true`), bare, on (every request traced and
+measured, spans made and kept), bare, and so on. Each watched batch is compared with the mean of its two bare
+neighbours, so a machine that slows down for seconds slows all three. What counts is processor time a token, of all
+threads, from before a tracer is made until it is closed: process and kernels have one core and one thread, so what the
+tracer's thread takes is missing to the engine, and the tokens a second of that core fall by as much. Other processes
+take wall time, which stands beside it, but not processor time. `more_cpu_percent` is the median over the batches, with
+a bootstrap interval of 95 %. There is no physical limit but zero; the goals are 0.5 % with tracing off and 2 % with it
+on.
 
-Where the machine is not quiet enough for that, the parts tell more: what a mark and a step cost the engine's thread,
-what a step costs the thread beside it, and `bounds_percent`, all of that as a part of a step's time.
+The parts tell the same from below: what a mark and a step cost the engine's thread, what a step and a sampler's step
+cost the thread beside it, and `bounds_percent`, all of that as a part of a step's time.
 
-    python benchmarks/tracing_cost.py
+    python benchmarks/tracing_cost.py [--batches 60]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from braid.benchmarks import machine
 from braid.config import BraidConfig
@@ -36,7 +42,7 @@ from braid.tracing.trace_builder import TraceBuilder
 from braid.tracing.trace_store import TraceStore
 from braid.tracing.tracer import Tracer
 
-STATES = ("bare", "off", "on")
+WATCHED = ("off", "on")
 
 
 class Measured(NamedTuple):
@@ -46,7 +52,14 @@ class Measured(NamedTuple):
     cpu_ms_a_token: float
 
 
-def tokens_per_second(engine: Engine, num_chats: int, num_tokens: int, round_id: str) -> float:
+class Difference(NamedTuple):
+    """A watched batch against its bare neighbours, percent: processor time added, and throughput lost."""
+
+    more_cpu: float
+    lost: float
+
+
+def tokens_per_second(engine: Engine, num_chats: int, num_tokens: int, batch_id: str) -> float:
     """Of a batch of chats that all begin at once."""
     ended = threading.Semaphore(0)
 
@@ -59,33 +72,74 @@ def tokens_per_second(engine: Engine, num_chats: int, num_tokens: int, round_id:
     began = time.perf_counter()
     for i in range(num_chats):
         prompt = f"Count from {i} on, slowly:"
-        request = GenerateRequest(id=f"{round_id}-{i}", prompt=prompt, sampling=sampling, use_prefix_cache=False)
+        request = GenerateRequest(id=f"{batch_id}-{i}", prompt=prompt, sampling=sampling, use_prefix_cache=False)
         engine.submit(request, on_event)
     for _ in range(num_chats):
         ended.acquire()
     return num_chats * num_tokens / (time.perf_counter() - began)
 
 
-def rounds(num_rounds: int, num_chats: int, num_tokens: int) -> list[dict[str, Measured]]:
-    """What each state came to in each round."""
-    engine = build_engine(BraidConfig())
+def batches(num_batches: int, num_chats: int, num_tokens: int) -> list[tuple[str, Measured]]:
+    """What each batch came to, with its state: so many of each watched one, and a bare one around each."""
+    states = ["bare", *(state for i in range(2 * num_batches) for state in (WATCHED[i % 2], "bare"))]
+    engine = build_engine(BraidConfig(num_threads=1))
     measurements, store = Measurements(), TraceStore()
-    found: list[dict[str, Measured]] = []
+    found: list[tuple[str, Measured]] = []
     try:
         tokens_per_second(engine, num_chats, num_tokens, "warm")
-        for number in range(num_rounds):
-            turn = number % len(STATES)
-            of_round = {}
-            for state in STATES[turn:] + STATES[:turn]:
-                with watched(engine, state, measurements, store):
-                    began = time.process_time()
-                    speed = tokens_per_second(engine, num_chats, num_tokens, f"{state}-{number}")
-                    of_round[state] = Measured(speed, (time.process_time() - began) * 1e3 / num_chats / num_tokens)
-            found.append(of_round)
+        for number, state in enumerate(states):
+            began = time.process_time()
+            with watched(engine, state, measurements, store):
+                speed = tokens_per_second(engine, num_chats, num_tokens, f"{state}-{number}")
+            cpu_ms = (time.process_time() - began) * 1e3
+            found.append((state, Measured(speed, cpu_ms / num_chats / num_tokens)))
     finally:
         engine.close()
     assert len(store), "nothing was traced"
     return found
+
+
+def beside_neighbours(found: Sequence[tuple[str, Measured]], state: str) -> list[Difference]:
+    """Every batch of a state against the mean of the bare ones before and after it."""
+    differences = []
+    for (_, before), (name, one), (_, after) in zip(found, found[1:], found[2:], strict=False):
+        if name == state:
+            cpu_ms = (before.cpu_ms_a_token + after.cpu_ms_a_token) / 2
+            tokens_per_s = (before.tokens_per_s + after.tokens_per_s) / 2
+            differences.append(
+                Difference(100 * (one.cpu_ms_a_token / cpu_ms - 1), 100 * (1 - one.tokens_per_s / tokens_per_s))
+            )
+    return differences
+
+
+def interval(samples: Sequence[float], *, num_draws: int = 4000) -> list[float]:
+    """95 % of the medians of as many samples, drawn from these again and again."""
+    values = np.asarray(samples)
+    drawn = np.random.default_rng(0).choice(values, (num_draws, len(values)))
+    return [round(float(bound), 2) for bound in np.quantile(np.median(drawn, axis=1), (0.025, 0.975))]
+
+
+def summed_up(differences: Sequence[Difference]) -> dict[str, Any]:
+    """Medians and their intervals, percent."""
+    more_cpu, lost = [one.more_cpu for one in differences], [one.lost for one in differences]
+    return {
+        "more_cpu_percent": round(machine.median(more_cpu), 2), "more_cpu_interval": interval(more_cpu),
+        "lost_percent": round(machine.median(lost), 2), "lost_interval": interval(lost), "batches": len(differences),
+    }  # fmt: skip
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """The process and all threads that it begins meanwhile share one core, where the system has such a thing."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @contextmanager
@@ -126,7 +180,29 @@ def parts(num_chats: int) -> dict[str, float]:
     measuring = _best_us(lambda: measurements.take(noted), num)
     building = _best_us(lambda: builder.build(noted, now), num)
     marking = _best_us(lambda: [traces[0].event("x") for _ in range(num)], num)
-    return {"mark_us": marking, "note_us": noting, "measure_us": measuring, "build_us": building}
+    return {
+        "mark_us": marking, "note_us": noting, "measure_us": measuring, "build_us": building,
+        "sampler_step_us": _sampler_step_us(),
+    }  # fmt: skip
+
+
+def _sampler_step_us(num: int = 500) -> float:
+    """To note a sampler step of two evaluations in eight pieces, and to make spans of it and its guidance."""
+    best = float("inf")
+    for _ in range(5):
+        recorder, builder = Recorder(), TraceBuilder()
+        film = recorder.open("film", None)
+        began = time.perf_counter()
+        for number in range(num):
+            film.progress("stage_1", number, num)
+            for evaluation in range(2):
+                film.event("operation", {"kind": "denoise", "sigma": 0.5, "guidance_passes": 3})
+                for piece in range(8):
+                    at = number * 16 + evaluation * 8 + piece
+                    recorder.note_step(Step(at, ("film",), recorder.clock(), 0.0, "guide" if piece == 7 else "denoise"))
+        builder.build(recorder.take(), recorder.clock())
+        best = min(best, time.perf_counter() - began)
+    return round(best / num * 1e6, 1)
 
 
 def _best_us(work: Callable[[], object], num: int) -> float:
@@ -145,31 +221,21 @@ def bounds_percent(costs: dict[str, float], step_us: float) -> dict[str, float]:
     return {"off": round(100 * off / step_us, 3), "on": round(100 * (off + costs["build_us"]) / step_us, 3)}
 
 
-def loss_percent(found: list[dict[str, Measured]], state: str) -> dict[str, Any]:
-    """Against the bare engine of the same round: throughput lost and processor time added, as medians and quartiles."""
-    slower = [100 * (1 - one[state].tokens_per_s / one["bare"].tokens_per_s) for one in found]
-    costlier = [100 * (one[state].cpu_ms_a_token / one["bare"].cpu_ms_a_token - 1) for one in found]
-    return {
-        "tokens_per_s": round(statistics.median(one[state].tokens_per_s for one in found), 1),
-        "loss_percent": round(statistics.median(slower), 2),
-        "loss_percent_quartiles": [round(value, 2) for value in statistics.quantiles(slower)[::2]],
-        "more_cpu_percent": round(statistics.median(costlier), 2),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=45)
+    parser.add_argument("--batches", type=int, default=60, help="of each watched state (default: 60)")
     parser.add_argument("--chats", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=24)
     arguments = parser.parse_args()
-    costs = parts(arguments.chats)
-    found = rounds(arguments.rounds, arguments.chats, arguments.tokens)
-    step_us = arguments.chats / statistics.median(one["bare"].tokens_per_s for one in found) * 1e6
+    with one_core():
+        costs = parts(arguments.chats)
+        found = batches(arguments.batches, arguments.chats, arguments.tokens)
+    bare = [one for state, one in found if state == "bare"]
+    step_us = arguments.chats * machine.median([one.cpu_ms_a_token for one in bare]) * 1e3
     result = {
         "benchmark": "tracing_cost",
-        **{state: loss_percent(found, state) for state in STATES},
-        "rounds": len(found),
+        "bare_tokens_per_s": round(machine.median([one.tokens_per_s for one in bare]), 1),
+        **{state: summed_up(beside_neighbours(found, state)) for state in WATCHED},
         **costs,
         "step_us": round(step_us),
         "bounds_percent": bounds_percent(costs, step_us),
