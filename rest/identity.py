@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from braid.errors import BraidError
 from braid.rest.errors import error_response
+from braid.tracing.trace_context import read_traceparent
 
 logger = logging.getLogger("braid.rest")
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def completion_id(prefix: str) -> str:
@@ -41,7 +41,7 @@ class IdentifyRequests:
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id", ""))
         scope.setdefault("state", {}).update(
-            request_id=request_id, traceparent=_traceparent(headers.get("traceparent", ""))
+            request_id=request_id, traceparent=_traceparent(headers.getlist("traceparent"))
         )
         is_started = False
 
@@ -66,5 +66,7 @@ def _request_id(given: str) -> str:
     return given if _SAFE_ID.fullmatch(given) else f"req-{secrets.token_hex(16)}"
 
 
-def _traceparent(given: str) -> str | None:
-    return given if _TRACEPARENT.fullmatch(given) else None
+def _traceparent(given: list[str]) -> str | None:
+    """As version 0, whatever the version: nothing of a later one is passed on. Of several, none counts."""
+    parent = read_traceparent(given[0]) if len(given) == 1 else None
+    return None if parent is None else parent.traceparent

@@ -19,7 +19,9 @@ from braid.diffusion.jobs.storage import JobStorage
 from braid.errors import BraidError, InvalidRequest, Unsupported
 from braid.rest.guarded_http import GuardedClient, Limits, RemoteRequestFailed, parse_url
 from braid.rest.webhook_secret import VARIABLE, WebhookSecret
+from braid.tracing.job_span import JobTrace
 from braid.tracing.span import AttributeValue, Span, child_span
+from braid.tracing.trace_context import TraceContext
 
 logger = logging.getLogger("braid.rest")
 
@@ -125,13 +127,15 @@ class Webhooks:
 
     async def _deliver(self, webhook: DueWebhook) -> None:
         began_ns, problem = time.time_ns(), None
+        job = trace_of(webhook.job)
+        place = None if job is None else job.child()
         try:
-            is_over = await self._is_delivered(webhook)
+            is_over = await self._is_delivered(webhook, place)
         except BraidError as error:
             is_over, problem = webhook.is_last, error.code
             logger.warning("webhook of job %s, attempt %d: %s", webhook.job.id, webhook.attempt, error)
-        for span in _spans(webhook, began_ns, problem):
-            self._give_span(span)
+        if job is not None and place is not None:
+            self._give_span(_span(webhook, job, place, began_ns, problem))
         if not is_over:
             return
         try:
@@ -139,9 +143,11 @@ class Webhooks:
         except BraidError as error:
             logger.warning("webhook of job %s may be sent again: %s", webhook.job.id, error)
 
-    async def _is_delivered(self, webhook: DueWebhook) -> bool:
+    async def _is_delivered(self, webhook: DueWebhook, place: TraceContext | None) -> bool:
         """Whether there is no more to do.
 
+        Args:
+            place: the attempt's, for whoever is told; None where nobody traces the job.
         Raises:
             BraidError: it was not taken.
         """
@@ -149,6 +155,8 @@ class Webhooks:
         body = msgspec.json.encode(event)
         secret = self._secret.of(webhook.job.owner)
         headers = {"content-type": "application/json", **secret.headers(event.id, int(time.time()), body)}
+        if place is not None:
+            headers["traceparent"] = place.traceparent
         answer = await self._client.request(
             "POST", parse_url(webhook.url), limits=self._limits, headers=headers, body=body
         )
@@ -160,11 +168,8 @@ class Webhooks:
         return True
 
 
-def _spans(webhook: DueWebhook, began_ns: int, error: str | None) -> list[Span]:
-    """The attempt, under its job; none where nobody traces the job."""
-    trace = trace_of(webhook.job)
-    if trace is None:
-        return []
+def _span(webhook: DueWebhook, job: JobTrace, place: TraceContext, began_ns: int, error: str | None) -> Span:
+    """The attempt, under its job."""
     said: dict[str, AttributeValue] = {"braid.job.id": webhook.job.id, "braid.attempt": webhook.attempt}
     times = {"start_ns": began_ns, "end_ns": time.time_ns()}
-    return [child_span(trace, "webhook", **times, kind="client", attributes=said, error=error)]
+    return child_span(job, "webhook", **times, kind="client", attributes=said, error=error, span_id=place.span_id)

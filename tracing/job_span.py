@@ -33,6 +33,10 @@ class JobTrace:
         """For whoever works on the job: its spans are children of the job's."""
         return TraceContext(self.trace_id, self.span_id).traceparent
 
+    def child(self) -> TraceContext:
+        """A new place under it."""
+        return TraceContext(self.trace_id, self.span_id).child()
+
     def ended(
         self,
         job_id: str,

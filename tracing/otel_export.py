@@ -34,10 +34,9 @@ class OtelExport:
     def __init__(self, exporter: SpanExporter) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        self._resource = Resource.create({"service.name": "braid"})
+        self._resource = our_resource()
         self._processor = BatchSpanProcessor(exporter)
         self._converter = ThreadPoolExecutor(1, thread_name_prefix="braid-export")
 
@@ -61,12 +60,22 @@ def export_from(environment: Mapping[str, str]) -> OtelExport | None:
     `OTEL_TRACES_EXPORTER=none` and `OTEL_SDK_DISABLED=true` turn it off; a protocol other than HTTP with protobuf is
     logged and nothing is exported.
     """
-    if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip() != "otlp":
+    chosen = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if "otlp" not in (name.strip() for name in chosen.split(",")):
         return None
     if not speaks_otlp(environment, ENDPOINTS, "TRACES"):
         return None
     make = _otlp_exporter()
     return None if make is None else OtelExport(make())
+
+
+def our_resource() -> Resource:
+    """Who we are: as `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say, else `braid`."""
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+
+    found = Resource.create()
+    is_named = not str(found.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service")
+    return found if is_named else found.merge(Resource({SERVICE_NAME: "braid"}))
 
 
 def readable(span: Span, resource: Resource) -> ReadableSpan:

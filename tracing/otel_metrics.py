@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from braid.tracing.metric_families import Family, MetricSpec, Sample
-from braid.tracing.otel_export import PACKAGE, speaks_otlp
+from braid.tracing.otel_export import PACKAGE, our_resource, speaks_otlp
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
@@ -33,12 +33,10 @@ class MetricPush:
     """
 
     def __init__(self, exporter: MetricExporter, read: Callable[[], Sequence[Family]], *, interval_s: float) -> None:
-        from opentelemetry.sdk.resources import Resource
-
         self._exporter = exporter
         self._read = read
         self._interval_s = interval_s
-        self._resource = Resource.create({"service.name": "braid"})
+        self._resource = our_resource()
         self._began_ns = time.time_ns()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="braid-metrics", daemon=True)

@@ -92,11 +92,16 @@ def child_span(
     kind: Kind = "internal",
     attributes: Mapping[str, AttributeValue] | None = None,
     error: str | None = None,
+    span_id: str | None = None,
 ) -> Span:
-    """A span that has ended, under another; it ends no earlier than it begins, whatever clocks did meanwhile."""
+    """A span that has ended, under another; it ends no earlier than it begins, whatever clocks did meanwhile.
+
+    Args:
+        span_id: where others were told of it before its end.
+    """
     return Span(
         trace_id=parent.trace_id,
-        span_id=new_span_id(),
+        span_id=span_id or new_span_id(),
         parent_id=parent.span_id,
         name=name,
         kind=kind,

@@ -193,10 +193,12 @@ def test_text_parts_are_joined_and_developer_is_system(http: httpx.Client, engin
 
 def test_a_trace_parent_reaches_the_engine_and_rubbish_does_not(http: httpx.Client, engine: ScriptedEngine) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    for header in (parent, "rubbish"):
-        http.post("/v1/chat/completions", json=ask("a"), headers={"traceparent": header})
-    known, new = (request.traceparent.split("-") for request in engine.submitted)
-    assert known[1] == parent.split("-")[1]
+    later = f"cc{parent[2:]}-and-more"
+    for headers in ([parent], ["rubbish"], [later], [parent, parent]):
+        http.post("/v1/chat/completions", json=ask("a"), headers=[("traceparent", header) for header in headers])
+    known, new, newest, twice = (request.traceparent.split("-") for request in engine.submitted)
+    assert known[1] == newest[1] == parent.split("-")[1] != twice[1]
+    assert newest[0] == "00" and len(newest) == 4, "what a later version says more is not passed on"
     assert known[2] != parent.split("-")[2], "the span of the HTTP request comes between"
     assert len(new[1]) == 32
     assert new[1] != known[1]

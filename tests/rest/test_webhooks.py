@@ -22,15 +22,20 @@ from braid.errors import InvalidRequest, Unsupported
 from braid.rest.guarded_http import RemoteUrlRefused
 from braid.rest.webhook_secret import WebhookSecret
 from braid.rest.webhooks import Webhooks, check_webhook_url
+from braid.tracing.job_span import JobTrace
+from braid.tracing.span import Span
 
 SECRET = WebhookSecret(b"s" * 32)
 OK = fixed(b"HTTP/1.1 204 No Content\r\n\r\n")
 ERROR = fixed(b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n")
 
 
-def cancelled_job(storage: JobStorage, *, owner: str = "", url: str = "http://cats.example/hook") -> str:
+def cancelled_job(
+    storage: JobStorage, *, owner: str = "", url: str = "http://cats.example/hook", trace: JobTrace | None = None
+) -> str:
     store = JobStore(storage)
-    asked = NewJob(kind="video", params={}, owner=owner, facts={"webhook_url": url})
+    ids = {} if trace is None else {"trace_id": trace.trace_id, "span_id": trace.span_id}
+    asked = NewJob(kind="video", params={}, owner=owner, facts={"webhook_url": url}, **ids)
     return store.cancel(store.create(asked).job.id).id
 
 
@@ -80,6 +85,24 @@ async def until_told(storage: JobStorage) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("still waiting")
+
+
+def test_who_is_told_can_go_on_in_the_jobs_trace(tmp_path: Path) -> None:
+    spans: list[Span] = []
+    with JobStorage.open(tmp_path, seat="http") as storage:
+        job = cancelled_job(storage, trace=JobTrace.begun_by(None))
+        cancelled_job(storage)
+
+        async def work() -> None:
+            async with internet(hook=OK) as net:
+                async with sending(storage, net, give_span=spans.append):
+                    await until_told(storage)
+                traceparents = [parsed(request)[0].get("traceparent") for request in net.requests]
+                (span,) = spans
+                assert span.attributes["braid.job.id"] == job
+                assert sorted(map(str, traceparents)) == [f"00-{span.trace_id}-{span.span_id}-01", "None"]
+
+        asyncio.run(work())
 
 
 def test_the_end_of_a_job_is_told_as_openai_verifies_it(tmp_path: Path) -> None:
