@@ -67,7 +67,8 @@ def _list(found: dict[str, Any]) -> None:
     for summary in msgspec.convert(found["data"], list[TraceSummary]):
         ms = (summary.end_ns - summary.start_ns) / 1e6
         error = f" !{summary.error}" if summary.error else ""
-        print(f"{summary.trace_id}  {ms:10.1f} ms  {summary.num_spans:5} spans  {summary.name}{error}")
+        state = ", under way" if summary.is_under_way else ""
+        print(f"{summary.trace_id}  {ms:10.1f} ms  {summary.num_spans:5} spans  {summary.name}{error}{state}")
 
 
 def _asked(url: str, path: str) -> dict[str, Any]:

@@ -72,7 +72,11 @@ def create_app(
     protect(app, access or Access())
     traces, metrics = traces or HttpTraces({}), HttpMetrics()
     app.add_middleware(
-        TraceRequests, give_away=traces.give_away, responded=metrics.responded, sampling=traces.sampling
+        TraceRequests,
+        give_away=traces.give_away,
+        responded=metrics.responded,
+        sampling=traces.sampling,
+        begin=traces.store.begin,
     )
     app.add_middleware(IdentifyRequests)
     app.state.traces = traces.store

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +25,7 @@ from braid.rest.media_fields import Field, Table
 from braid.tracing.chrome_trace import chrome_trace
 from braid.tracing.logs import CURRENT
 from braid.tracing.sampling import TraceSampling
-from braid.tracing.span import AttributeValue, Span, child_span
+from braid.tracing.span import AttributeValue, Place, Span, child_span
 from braid.tracing.trace_context import TraceContext, new_trace, read_traceparent
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ PROTOBUF = "application/x-protobuf"
 MAX_BODY_BYTES = 4 << 20
 MAX_UNZIPPED_BYTES = 16 << 20
 MAX_LISTED = 500
+MAX_PATH_CHARS = 256
 LIST_QUERY: Table = (Field("limit", ranged(INTEGER, 1, MAX_LISTED), "how many; 50 if left out"),)
 ONE_QUERY: Table = (Field("format", choice("chrome"), "`chrome` for Perfetto"),)
 
@@ -44,6 +46,7 @@ QUIET_PATHS = ("/health", "/ready", "/stats", "/metrics", "/v1/traces", "/v1/tim
 """Nobody asks how long these took; recorded, they would push out what people look for."""
 
 GiveAway = Callable[[list[Span]], None]
+Begin = Callable[[Place, str, int], None]
 Responded = Callable[[str, str, int, float], None]
 
 
@@ -77,6 +80,7 @@ class TraceRequests:
     Args:
         give_away: gets the span when the response has ended.
         responded: told of each response, recorded or not: method, route, status and seconds.
+        begin: told of each recorded request before it is answered: its place, name, and when it began.
     """
 
     def __init__(
@@ -85,8 +89,11 @@ class TraceRequests:
         give_away: GiveAway,
         responded: Responded = lambda method, route, status, seconds: None,
         sampling: TraceSampling | None = None,
+        *,
+        begin: Begin = lambda place, name, start_ns: None,
     ) -> None:
         self._app = app
+        self._begin = begin
         self._give_away = give_away
         self._responded = responded
         self._sampling = sampling or TraceSampling()
@@ -116,6 +123,8 @@ class TraceRequests:
                 status = message["status"]
             await send(message)
 
+        if own.is_sampled:  # no route was chosen yet
+            self._begin(own, f"{scope['method']} {scope['path'][:MAX_PATH_CHARS]}", start_ns)
         token = CURRENT.set(own)
         try:
             await self._app(scope, receive, send_and_look)
@@ -166,7 +175,8 @@ async def collect(request: Request) -> Response:
     if media_type != PROTOBUF:
         raise NotProtobuf(f"content-type={media_type[:100]!r} is not taken here, only {PROTOBUF}")
     body = await _limited_body(request)
-    spans, num_rejected = read_spans(_decoded(body, request.headers.get("content-encoding", "")))
+    encoding = request.headers.get("content-encoding", "")
+    spans, num_rejected = await run_in_threadpool(lambda: read_spans(_decoded(body, encoding)))
     _store(request).add(spans)
     return Response(response(num_rejected), media_type=PROTOBUF)
 
@@ -223,6 +233,8 @@ def _decoded(body: bytes, encoding: str) -> bytes:
         raise InvalidRequest(f"the body is no gzip: {error}") from None
     if unzip.unconsumed_tail:
         raise TooLargeToCollect(f"the unzipped body is larger than the {MAX_UNZIPPED_BYTES} bytes that are taken")
+    if unzip.unused_data:
+        raise InvalidRequest("the body is more than one gzip")
     if not unzip.eof:
         raise InvalidRequest("the body is no gzip: it is cut off")
     return data
@@ -243,7 +255,7 @@ def _route(scope: Scope) -> str:
 def _http_attributes(scope: Scope, status: int) -> dict[str, AttributeValue]:
     found: dict[str, AttributeValue] = {
         "http.request.method": scope["method"],
-        "url.path": scope["path"][:256],
+        "url.path": scope["path"][:MAX_PATH_CHARS],
         "url.scheme": scope.get("scheme", "http"),
         "http.route": _route(scope),
         "http.response.status_code": status,

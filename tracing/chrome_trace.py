@@ -52,16 +52,18 @@ def _rows(spans: Sequence[Span]) -> dict[str, int]:
     """By span: a request that runs on behalf of another gets a row of its own."""
     by_id = {span.span_id: span for span in spans}
     rows: dict[str, int] = {}
-
-    def row(span: Span) -> int:
-        if span.span_id not in rows:
-            parent = by_id.get(span.parent_id or "")
-            begins_row = parent is None or "braid.request.id" in span.attributes
-            rows[span.span_id] = len(set(rows.values())) + 1 if begins_row or parent is None else row(parent)
-        return rows[span.span_id]
-
+    num_rows = 0
     for span in sorted(spans, key=lambda span: span.start_ns):
-        row(span)
+        line: list[str] = []
+        above: Span | None = span
+        while above is not None and above.span_id not in rows:
+            line.append(above.span_id)
+            rows[above.span_id] = 0  # what other programs send may go round in a circle
+            above = None if "braid.request.id" in above.attributes else by_id.get(above.parent_id or "")
+        row = 0 if above is None else rows[above.span_id]
+        if not row:
+            row = num_rows = num_rows + 1
+        rows |= dict.fromkeys(line, row)
     return rows
 
 

@@ -7,7 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
+import msgspec
 import pytest
 import uvicorn
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -30,9 +32,10 @@ from braid.rest.traces import (
     get_trace,
     list_traces,
 )
-from braid.tracing.otel_export import export_from, readable
+from braid.tracing.otel_export import export_from, our_resource, readable
 from braid.tracing.otlp import read_spans, write_spans
-from braid.tracing.span import Link, Span, SpanEvent, new_span_id, new_trace_id
+from braid.tracing.span import Link, Span, SpanEvent, child_span, new_span_id, new_trace_id
+from braid.tracing.trace_context import TraceContext
 from braid.tracing.trace_store import TraceStore
 
 TRACE, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -115,7 +118,7 @@ def make_app(store: TraceStore) -> Starlette:
         ],
         exception_handlers={BraidError: as_error, HTTPException: plain},
     )
-    app.add_middleware(TraceRequests, give_away=store.add)
+    app.add_middleware(TraceRequests, give_away=store.add, begin=store.begin)
     app.add_middleware(Identify)
     app.state.traces = store
     return app
@@ -154,11 +157,12 @@ def test_what_is_posted_is_kept_and_found(http: TestClient, store: TraceStore, i
         (b"nonsense", {}, 400),
         (b"nonsense", {"content-encoding": "gzip"}, 400),
         (gzip.compress(b"")[:-4], {"content-encoding": "gzip"}, 400),
+        (gzip.compress(b"") * 2, {"content-encoding": "gzip"}, 400),
         (b"", {"content-encoding": "br"}, 400),
         (b"x" * (MAX_BODY_BYTES + 1), {}, 413),
         (gzip.compress(bytes(MAX_UNZIPPED_BYTES + 1)), {"content-encoding": "gzip"}, 413),
     ],
-    ids=["json", "nonsense", "no gzip", "cut off", "brotli", "large", "bomb"],
+    ids=["json", "nonsense", "no gzip", "cut off", "two", "brotli", "large", "bomb"],
 )
 def test_what_cannot_be_taken_is_refused(
     http: TestClient, store: TraceStore, body: bytes, headers: dict[str, str], status: int
@@ -198,6 +202,38 @@ def test_a_failed_request_is_an_error(http: TestClient, store: TraceStore) -> No
     assert [trace.error for trace in store.recent()] == ["503"]
 
 
+def test_a_request_under_way_gives_its_trace_its_name(store: TraceStore) -> None:
+    app = make_app(store)
+
+    async def asks(request: Request) -> Response:
+        caller = TraceContext(request.state.traceparent.split("-")[1], request.state.traceparent.split("-")[2])
+        store.add([child_span(caller, "queue", start_ns=time.time_ns(), end_ns=time.time_ns())])
+        (trace,) = store.recent()
+        return JSONResponse([trace.name, trace.is_under_way])
+
+    app.router.routes.append(Route("/asks", asks, methods=["POST"]))
+    with TestClient(app) as client:
+        assert client.post("/asks").json() == ["POST /asks", True]
+    (trace,) = store.recent()
+    assert (trace.name, trace.is_under_way, trace.num_spans) == ("POST /asks", False, 2)
+
+
+def test_spans_that_go_round_in_a_circle_or_very_deep_are_drawn_all_the_same(
+    http: TestClient, store: TraceStore
+) -> None:
+    ids = [new_span_id() for _ in range(3000)]
+    chain = [full_span(span_id=a, parent_id=b, start_ns=i) for i, (a, b) in enumerate(pairwise(ids))]
+    circle = [full_span(span_id=a, parent_id=b) for a, b in zip(ids[:2], ids[1::-1], strict=True)]
+    itself = full_span(span_id=ids[5], parent_id=ids[5])
+    for spans in (chain, circle, [itself]):
+        own = new_trace_id()
+        store.add(msgspec.structs.replace(span, trace_id=own, attributes={}) for span in spans)
+        answer = http.get(f"/v1/traces/{own}?format=chrome")
+        complete = [event for event in answer.json()["traceEvents"] if event["ph"] == "X"]
+        assert len(complete) == len(spans) and {event["tid"] for event in complete} == {1}
+        assert store.recent()[0].num_spans == len(spans)
+
+
 def test_a_trace_can_be_exported_for_perfetto(http: TestClient, store: TraceStore) -> None:
     store.add([full_span()])
     found = http.get(f"/v1/traces/{TRACE}?format=chrome").json()["traceEvents"]
@@ -232,6 +268,31 @@ def test_the_sdks_exporter_delivers_over_http(store: TraceStore, monkeypatch: py
         server.should_exit = True
         thread.join()
         sock.close()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "braid"),
+        ({"OTEL_SERVICE_NAME": "films"}, "films"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=films,zone=b"}, "films"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "zone=b"}, "braid"),
+    ],
+)
+def test_a_name_for_this_service_goes_before_ours(
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = our_resource().attributes
+    assert found["service.name"] == expected
+    assert found.get("zone") == ("b" if "zone" in str(environment) else None)
+
+
+def test_otlp_may_be_one_of_several_exporters() -> None:
+    export = export_from({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_TRACES_EXPORTER": "console, otlp"})
+    assert export is not None
+    export.close()
 
 
 @pytest.mark.parametrize(

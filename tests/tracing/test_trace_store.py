@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from braid.tracing.span import Span, new_span_id, new_trace_id
+from braid.tracing.trace_context import new_trace
 from braid.tracing.trace_store import StoreLimits, TraceStore
 
 
@@ -62,6 +64,34 @@ def test_a_span_that_comes_again_replaces_the_first() -> None:
     store.add([span(trace_id, span_id=once.span_id)])
     assert [found.error for found in store.get(trace_id)] == [None]
     assert store.num_bytes < num_bytes
+
+
+def test_thousands_of_traces_leave_nothing_behind_but_the_newest() -> None:
+    store = TraceStore()
+    for number in range(10_000):
+        request = span(new_trace_id(), attributes={"braid.request.id": f"r{number}"})
+        store.begin(request, "POST /v1/videos", 1)
+        store.add([request])
+        store.add([msgspec.structs.replace(request, attributes={"braid.request.id": f"again {number}"})])
+    assert len(store) == len(store._by_request) == StoreLimits().max_traces
+    assert not store._begun
+    assert store.trace_of("again 9999") and store.trace_of("r9999") is None
+    assert len(store.recent(7)) == 7
+
+
+def test_a_trace_is_named_by_what_began_first_whether_that_has_ended_or_not() -> None:
+    store, caller = TraceStore(), new_trace()
+    first, second = (span(caller.trace_id, parent_id=caller.span_id, name=name) for name in ("POST /a", "POST /b"))
+    store.begin(first, first.name, 3)
+    store.begin(second, second.name, 5)
+    assert store.recent() == []
+    store.add([span(caller.trace_id, parent_id=second.span_id, name="queue", start_ns=6)])
+    (found,) = store.recent()
+    assert (found.name, found.start_ns, found.is_under_way) == ("POST /a", 3, True)
+    store.add([second])
+    assert store.recent()[0].name == "POST /a" and store.recent()[0].is_under_way
+    store.add([msgspec.structs.replace(first, start_ns=3)])
+    assert store.recent()[0].name == "POST /a" and not store.recent()[0].is_under_way
 
 
 def test_limits_must_be_positive() -> None:

@@ -72,9 +72,10 @@ export function barsOfSpans(spans, colours) {
   const children = new Map();
   for (const span of spans) {
     const parent = known.has(span.parent_id) ? span.parent_id : "";
-    children.set(parent, [...(children.get(parent) ?? []), span]);
+    if (!children.has(parent)) children.set(parent, []);
+    children.get(parent).push(span);
   }
-  const origin = Math.min(...spans.map((span) => span.start_ns));
+  const origin = spans.reduce((first, span) => Math.min(first, span.start_ns), Infinity);
   const rows = [];
   const bars = [];
   const put = (span, depth, owner) => {
@@ -98,6 +99,11 @@ export function barsOfSpans(spans, colours) {
   };
   for (const root of children.get("") ?? []) put(root, 0, "");
   return { rows, bars };
+}
+
+/** From the first start to the last end; there may be more bars than a call takes arguments. */
+export function extent(bars) {
+  return bars.reduce(([start, end], bar) => [Math.min(start, bar.start), Math.max(end, bar.end)], [Infinity, -Infinity]);
 }
 
 /** New steps behind those that are known; what is older than `keepMs` goes. */

@@ -1,7 +1,7 @@
 /** The page: `/timeline` follows the device, `/trace/{id}` shows one request. */
 
 import { getJson, saveJson } from "./api.js";
-import { barsOfSpans, barsOfSteps, Colours, merged } from "./bars.js";
+import { barsOfSpans, barsOfSteps, Colours, extent, merged } from "./bars.js";
 import { Painter } from "./painter.js";
 import { inWords, View } from "./view.js";
 
@@ -22,8 +22,7 @@ const paint = () => painter.paint(shown);
 
 function fit() {
   if (!shown.bars.length) return;
-  const start = Math.min(...shown.bars.map((bar) => bar.start));
-  const end = Math.max(...shown.bars.map((bar) => bar.end));
+  const [start, end] = extent(shown.bars);
   shown.view = new View(start, end + (end - start) * 0.02);
   paint();
 }
@@ -95,7 +94,7 @@ async function listTraces() {
     const link = document.createElement("a");
     link.href = `/trace/${trace.trace_id}`;
     const took = inWords((trace.end_ns - trace.start_ns) / 1e6);
-    link.textContent = `${trace.name} ${took}${trace.error ? ` (${trace.error})` : ""}`;
+    link.textContent = `${trace.name} ${took}${trace.error ? ` (${trace.error})` : ""}${trace.is_under_way ? ", under way" : ""}`;
     item.append(link);
     return item;
   }));

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { barsOfSpans, barsOfSteps, Colours, merged } from "../../../rest/timeline_page/modules/bars.js";
+import { barsOfSpans, barsOfSteps, Colours, extent, merged } from "../../../rest/timeline_page/modules/bars.js";
 import { gridStep, inWords, View } from "../../../rest/timeline_page/modules/view.js";
 
 const step = (number, requests, start = number, lane = "device") => (
@@ -23,6 +23,19 @@ test("a step that requests share stands in the row of each, and only the last re
   assert.deepEqual(bars.filter((bar) => bar.row >= lanes).map((bar) => [rows[bar.row], bar.colour]), [["a", 0], ["b", 1]]);
   const many = barsOfSteps([...Array(20).keys()].map((number) => step(number, [`r${number}`])), new Colours());
   assert.deepEqual(many.rows.slice(1), [...Array(12).keys()].map((number) => `r${number + 8}`));
+});
+
+test("the largest trace that is kept is laid out in no time", () => {
+  const spans = [...Array(20000).keys()].map((number) => ({
+    span_id: `s${number}`, parent_id: number ? "s0" : null, name: "segment", start_ns: number, end_ns: number + 1,
+    attributes: {}, events: [],
+  }));
+  const began = performance.now();
+  const { rows, bars } = barsOfSpans(spans, new Colours());
+  assert.equal(rows.length, 20000);
+  assert.ok(performance.now() - began < 2000);
+  const many = [...Array(15).keys()].flatMap(() => bars); // more than a call takes arguments
+  assert.deepEqual(extent(many), [0, 20000 / 1e6]);
 });
 
 test("new steps go behind the known ones, old ones go, and another engine begins anew", () => {
