@@ -12,7 +12,7 @@ from braid.diffusion.job import Job
 from braid.diffusion.model_facts import ModelFacts
 from braid.diffusion.operations import Waveform
 from braid.diffusion.params import AdapterChoice, GenerationParams
-from braid.diffusion.validation import choose_pipeline
+from braid.diffusion.validation import choose_pipeline, frame_rate_of
 from braid.errors import InvalidRequest
 
 
@@ -69,8 +69,8 @@ def _with_clip_end(params: GenerationParams, facts: ModelFacts) -> GenerationPar
             param="num_context_frames",
         )
     kept = (min(wanted, max(len(params.video), 1)) - 1) // factor * factor + 1
-    frame_rate = preset.frame_rate if params.frame_rate is None else params.frame_rate
-    return replace(params, video=params.video[-kept:], waveform=_sound_end(params.waveform, kept / frame_rate))
+    waveform = _sound_end(params.waveform, kept / frame_rate_of(params, preset))
+    return replace(params, video=params.video[-kept:], waveform=waveform)
 
 
 def _sound_end(waveform: Waveform | None, seconds: float) -> Waveform | None:

@@ -42,7 +42,6 @@ def resolve(params: GenerationParams, facts: ModelFacts) -> Job:
     choice, preset = PIPELINES[name], facts.presets[name]
     one_of("output_type", params.output_type, OUTPUT_TYPES)
     height, width, num_frames = _size(params, choice, preset, facts)
-    frame_rate = _number("frame_rate", params.frame_rate, preset.frame_rate, low=1.0, high=MAX_FRAME_RATE)
     job = Job(
         model=facts.name,
         pipeline=name,
@@ -51,7 +50,7 @@ def resolve(params: GenerationParams, facts: ModelFacts) -> Job:
         height=height,
         width=width,
         num_frames=num_frames,
-        frame_rate=frame_rate,
+        frame_rate=frame_rate_of(params, preset),
         seed=_seed(params.seed),
         num_inference_steps=_steps(params, preset),
         sigmas=_sigmas("sigmas", params.sigmas, preset.sigmas),
@@ -172,6 +171,15 @@ def _sigmas(name: str, given: tuple[float, ...] | None, preset: tuple[float, ...
             f"{name}={list(sigmas)} must be two or more noise levels from 1 to 0, each below the one before", param=name
         )
     return sigmas
+
+
+def frame_rate_of(params: GenerationParams, preset: Preset) -> float:
+    """Frames per second.
+
+    Raises:
+        InvalidRequest: no film has so few or so many.
+    """
+    return _number("frame_rate", params.frame_rate, preset.frame_rate, low=1.0, high=MAX_FRAME_RATE)
 
 
 def _number(name: str, given: float | None, default: float, *, low: float, high: float) -> float:

@@ -106,9 +106,15 @@ def http(server: Server) -> Iterator[httpx.Client]:
 class Studio:
     """A server with a store of jobs and a scripted engine that works on them."""
 
-    def __init__(self, root: Path, limits: AdmissionLimits | None = None, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        limits: AdmissionLimits | None = None,
+        access: Access | None = None,
+        engine: ScriptedStudio | None = None,
+    ) -> None:
         self.root = root
-        self.engine = ScriptedStudio(root)
+        self.engine = engine or ScriptedStudio(root)
         self.storage = JobStorage.open(root, seat="http")
         self.desk = JobDesk(self.storage, self.engine, limits=limits)
         self.server = Server(create_app(self.engine, desk=self.desk, access=access, max_upload_bytes=1_000_000))

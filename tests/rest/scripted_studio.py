@@ -74,6 +74,8 @@ def content(name: str, seed: int) -> bytes:
 class ScriptedStudio(ScriptedEngine):
     """Works on jobs of a data directory, one after the other, on a thread."""
 
+    content = staticmethod(content)
+
     def __init__(self, root: Path) -> None:
         modalities = {"chat": "", "image": "", "video": "", "audio": ""}
         super().__init__(EngineReady((*READY.models, STUDIO), modalities=modalities))
@@ -160,7 +162,7 @@ class ScriptedStudio(ScriptedEngine):
         for name, file in FILES[lease.job.kind].items():
             file = f"image.{suffix}" if name == "image" else file
             path = self._worker.output(lease, file)
-            path.write_bytes(content(name, lease.job.params["seed"]))
+            path.write_bytes(self.content(name, lease.job.params["seed"]))
             outputs[name] = (path, file)
         is_rewritten = lease.job.params.get("enhance_prompt")
         self._worker.finish(lease, outputs, facts={REWRITTEN_PROMPT: f"{prompt}, rewritten"} if is_rewritten else None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,14 @@ from braid.diffusion.job import Job
 from braid.diffusion.jobs.requests import MediaJob, read_media
 from braid.diffusion.jobs.uploads import UploadLimits
 from braid.errors import InvalidRequest, MissingField, Unsupported
-from braid.multimodal.images import save_image
-from braid.multimodal.sound import save_wav
-from braid.multimodal.video_writer import VideoWriter
 from braid.tests.diffusion.jobs.fake_model import FakeModel, fake_model
+from braid.tests.diffusion.jobs.job_media import write_media
 from braid.tests.diffusion.rig import write_files
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_files(tmp_path_factory.mktemp("toy"))
-    generator = torch.Generator().manual_seed(3)
-    save_image(folder / "picture.png", torch.randint(0, 256, (48, 80, 3), generator=generator, dtype=torch.uint8))
-    save_wav(folder / "sound.wav", torch.randn(2, 16000, generator=generator) / 4, 16000)
-    writer = VideoWriter(folder / "clip.mp4", height=64, width=64, frame_rate=Fraction(12), sample_rate=16000)
-    writer.add_frames(torch.randint(0, 256, (17, 64, 64, 3), generator=generator, dtype=torch.uint8))
-    writer.add_audio(torch.randn(2, 16000, generator=generator) / 4)
-    writer.close()
+    folder = write_media(write_files(tmp_path_factory.mktemp("toy")))
     for name, codec in (("clip.mp4", b"avc1"), ("sound.wav", b"\x01\x00\x02\x00")):
         data = (folder / name).read_bytes()
         assert codec in data
@@ -128,6 +118,7 @@ WRONG: list[tuple[str, dict[str, Any], str, type[InvalidRequest]]] = [
     ("video", {"pipeline": "extend", "video": {"input": "unknown_clip.mp4"}}, "video", InvalidRequest),
     ("video", {"pipeline": "a2vid", "waveform": {"input": "unknown_sound.wav"}}, "waveform", InvalidRequest),
     ("video", {"num_context_frames": 3}, "num_context_frames", InvalidRequest),
+    ("video", {"pipeline": "extend", "video": {"input": "clip.mp4"}, "frame_rate": 0}, "frame_rate", InvalidRequest),
     ("video", {"adapters": [{"strengths": 1}]}, "adapters.0.name", MissingField),
     ("video", {"adapters": ["unknown"]}, "adapters", InvalidRequest),
     ("image", {"num_frames": 9}, "num_frames", InvalidRequest),
