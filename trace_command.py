@@ -59,7 +59,7 @@ def trace(arguments: argparse.Namespace) -> int:
         return 0
     spans = msgspec.convert(_asked(arguments.url, path)["spans"], list[Span])
     for line in waterfall(spans, width=arguments.width or _terminal_width()):
-        print(line)
+        print(_printable(line))
     return 0
 
 
@@ -68,7 +68,8 @@ def _list(found: dict[str, Any]) -> None:
         ms = (summary.end_ns - summary.start_ns) / 1e6
         error = f" !{summary.error}" if summary.error else ""
         state = ", under way" if summary.is_under_way else ""
-        print(f"{summary.trace_id}  {ms:10.1f} ms  {summary.num_spans:5} spans  {summary.name}{error}{state}")
+        line = f"{summary.trace_id}  {ms:10.1f} ms  {summary.num_spans:5} spans  {summary.name}{error}{state}"
+        print(_printable(line))
 
 
 def _asked(url: str, path: str) -> dict[str, Any]:
@@ -85,6 +86,11 @@ def _asked(url: str, path: str) -> dict[str, Any]:
             raise ServerSaysNo(_message(error)) from None
     except (OSError, ValueError) as error:
         raise ServerSaysNo(f"{url} cannot be asked: {error}; is `braid serve` running there?") from None
+
+
+def _printable(text: str) -> str:
+    """Other programs name spans as they like, and a terminal would obey them."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _message(error: urllib.error.HTTPError) -> str:

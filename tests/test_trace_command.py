@@ -83,6 +83,17 @@ def test_without_an_id_the_newest_are_listed(url: str, store: TraceStore, capsys
     assert capsys.readouterr().out.startswith(store.recent()[0].trace_id)
 
 
+def test_names_that_other_programs_gave_cannot_command_the_terminal(
+    url: str, store: TraceStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ours,) = (span for span in store.get(store.recent()[0].trace_id) if span.parent_id is None)
+    wild = {"name": "\x1b[2Jrequest\n", "error": "\x1b]0;x\x07", "attributes": {}}
+    store.add([msgspec.structs.replace(ours, trace_id="f" * 32, **wild)])
+    for arguments in ((), ("f" * 32,)):
+        assert run(*arguments, "--url", url) == 0
+        assert all(one.isprintable() for line in capsys.readouterr().out.splitlines() for one in line)
+
+
 def test_a_trace_is_written_for_perfetto(url: str, tmp_path: Path) -> None:
     assert run("film", "--url", url, "--chrome", str(tmp_path / "trace.json")) == 0
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]

@@ -14,9 +14,18 @@ const canvas = find("canvas");
 const painter = new Painter(canvas);
 const colours = new Colours();
 const shown = { rows: [], bars: [], view: new View(0, 1000), zero: 0 };
-const traceId = location.pathname.startsWith("/trace/") ? decodeURIComponent(location.pathname.slice(7)) : "";
+const traceId = location.pathname.startsWith("/trace/") ? decoded(location.pathname.slice(7)) : "";
 let follows = !traceId;
 let steps = [];
+
+/** Of an address that somebody may have written by hand. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
 
 const paint = () => painter.paint(shown);
 
