@@ -17,9 +17,11 @@ from braid.diffusion.pipelines.sampler_choice import UNCONDITIONAL_SAMPLERS
 from braid.diffusion.schedules import DISTILLED_SIGMAS, STAGE_2_SIGMAS
 from braid.llm_core.scheduler.cost import CostModel
 
-_USUAL = {"encode_prompt": 200.0, "denoise": 1.0, "upsampled": 2.0, "decode": 40.0, "decode_audio": 5.0}
+_USUAL = {"encode_prompt": 200.0, "denoise": 1.0, "upsampled": 0.2, "decode": 0.5, "decode_audio": 1.0}
 """What a unit of each kind of stage weighs before any was measured; only their ratios mean something."""
 _LAST_STAGE = "write_file"
+_TRUST_IN_OTHERS = 0.1
+"""The pace of other jobs counts as much as this share of the job at its own pace."""
 _STATE_TENSORS = 12
 """Tensors of the size of the latents in a state, at most: of the stage under way, its sampler, and finished ones."""
 _NUM_CHECKPOINTS = 3
@@ -157,6 +159,7 @@ class JobMeter:
     ) -> None:
         self._stages = {stage.name: stage for stage in stages_of(job)}
         self._weights = model.weights(job)
+        self._expected_s = model.seconds(job)
         self._model = model
         self._own_ms = own_ms
         self._clock = clock
@@ -183,11 +186,18 @@ class JobMeter:
 
     @property
     def eta_s(self) -> float | None:
-        """If it goes on as it did; None before there is something to go by."""
-        done = self._fraction - self._began_at
-        if self._began_s is None or done < 0.01:
+        """If it goes on as it did, or at first as others did; None before there is something to go by.
+
+        The first hundredths are no measure: a prompt that is known already is encoded in no time.
+        """
+        if self._began_s is None:
             return None
-        return (self._clock() - self._began_s) * (1 - self._fraction) / done
+        done, seconds = self._fraction - self._began_at, self._clock() - self._began_s
+        if self._expected_s is not None:
+            done, seconds = done + _TRUST_IN_OTHERS, seconds + _TRUST_IN_OTHERS * self._expected_s
+        elif done < 0.01:
+            return None
+        return seconds * (1 - self._fraction) / done
 
     def end(self) -> None:
         """The job is done: its last stage is over."""

@@ -99,6 +99,19 @@ def test_progress_only_rises_and_the_rest_follows_from_the_pace(job: Job) -> Non
     assert meter.percent == 99
 
 
+def test_the_rest_of_a_job_is_that_of_others_before_it_has_a_pace_of_its_own(job: Job) -> None:
+    model, work = WorkModel(), Work()
+    made(job, model, work)
+    expected_s = model.seconds(job)
+    assert expected_s is not None
+    meter = JobMeter(job, model, lambda: work.own_ms, lambda: work.now)
+    meter.hear("encode_prompt", 0, 1)
+    assert meter.eta_s == pytest.approx(expected_s, rel=0.1)
+    work.now += 0.001  # the prompt was known
+    meter.hear("stage_1", 0, 8)
+    assert meter.eta_s == pytest.approx(expected_s, rel=0.6)
+
+
 def test_there_is_no_rest_before_anything_was_done(job: Job) -> None:
     meter = JobMeter(job, WorkModel(), lambda: 0.0)
     assert meter.eta_s is None
