@@ -1,19 +1,21 @@
 """What does tracing cost a server that chats?
 
-Short batches of the same chats follow each other in one process: bare (nobody watches), off (no spans; requests and
-steps are noted for metrics, as a server does with `OTEL_SDK_DISABLED=true`), bare, on (every request traced and
-measured, spans made and kept), bare, and so on. Each watched batch is compared with the mean of its two bare
-neighbours, so a machine that slows down for seconds slows all three. What counts is processor time a token, of all
-threads, from before a tracer is made until it is closed: process and kernels have one core and one thread, so what the
-tracer's thread takes is missing to the engine, and the tokens a second of that core fall by as much. Other processes
-take wall time, which stands beside it, but not processor time. `more_cpu_percent` is the median over the batches, with
-a bootstrap interval of 95 %. There is no physical limit but zero; the goals are 0.5 % with tracing off and 2 % with it
-on.
+Chats decode together in one process, and every few steps it changes who watches them: nobody (bare), then by lot
+tracing that is off (no spans; steps are noted and measured for metrics, as a server does with
+`OTEL_SDK_DISABLED=true`) or on (every step also has its part in the spans of all its requests), then nobody again.
+What a server leaves to another thread ten times a second is done here at the end of each block of steps, on the
+engine's own thread, which is as if it always held the engine up. Each watched block is compared with the mean of its
+two bare neighbours, a tenth of a second away: a machine that slows down slows all three. What counts is processor time
+of the engine's thread; the process keeps to one core and the kernels to one thread. Other processes take its wall
+time, which stands beside it, rather than that. `more_cpu_percent` is the median over the blocks, with a bootstrap
+interval of 95 %; `placebo` is what bare blocks come to among themselves in the same way. There is no physical limit
+but zero; the goals are 0.5 % of the throughput with tracing off and 2 % with it on.
 
-The parts tell the same from below: what a mark and a step cost the engine's thread, what a step and a sampler's step
-cost the thread beside it, and `bounds_percent`, all of that as a part of a step's time.
+What a request costs as a whole, from its beginning to its spans, does not lie in such blocks: it is timed by itself
+(`request_us`) and set against the time of a chat's tokens, as are the other parts: what a mark and a step cost the
+engine's thread, and what a step and a sampler's step cost the thread beside it (`bounds_percent`).
 
-    python benchmarks/tracing_cost.py [--batches 60]
+    python benchmarks/tracing_cost.py [--minutes 4]
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,35 +35,104 @@ import numpy as np
 from braid.benchmarks import machine
 from braid.config import BraidConfig
 from braid.factory import build_engine
-from braid.llm_core.engine.engine import Engine, open_no_trace
+from braid.llm_core.engine.engine import Engine
 from braid.llm_core.engine.messages import Failed, Finished, GenerateRequest, SamplingParams
 from braid.tests.tracing.stage import Step
 from braid.tracing.measurements import Measurements
 from braid.tracing.recorder import Recorder
 from braid.tracing.sampling import TraceSampling
+from braid.tracing.step_record import StepRecord
 from braid.tracing.trace_builder import TraceBuilder
 from braid.tracing.trace_store import TraceStore
 from braid.tracing.tracer import Tracer
 
 WATCHED = ("off", "on")
+STEPS_A_BLOCK = 5
+"""About a tenth of a second, after which a server makes spans of what was noted. Every 16th step of a chat does more
+than others (a page is full, prices are looked up): blocks of 4 would give that to the same places of each turn."""
+TOKENS = 300
+NEVER_S = 1e6
 
 
-class Measured(NamedTuple):
-    """One batch of chats."""
+class Block(NamedTuple):
+    """Some steps."""
 
-    tokens_per_s: float
-    cpu_ms_a_token: float
+    state: str
+    cpu_ms: float
+    """Of the engine's thread."""
+    wall_ms: float
 
 
 class Difference(NamedTuple):
-    """A watched batch against its bare neighbours, percent: processor time added, and throughput lost."""
+    """A block against its bare neighbours, percent."""
 
     more_cpu: float
-    lost: float
+    more_wall: float
 
 
-def tokens_per_second(engine: Engine, num_chats: int, num_tokens: int, batch_id: str) -> float:
-    """Of a batch of chats that all begin at once."""
+class Watching:
+    """Hears of every step on the engine's thread, and lets those watch whose turn it is.
+
+    Args:
+        request_ids: of all chats; they have begun before the first block.
+    """
+
+    def __init__(self, request_ids: Sequence[str]) -> None:
+        measurements, spans = Measurements(), TraceStore()
+        self._tracers = {
+            state: Tracer(spans.add, sampling=TraceSampling(ratio), measure=measurements.take, tick_s=NEVER_S)
+            for state, ratio in (("off", 0.0), ("on", 1.0))
+        }
+        for tracer in self._tracers.values():
+            for request_id in request_ids:
+                tracer.open(request_id, None).phase("decode")
+            tracer.flush()
+        self.blocks: list[Block] = []
+        self._rng = random.Random(request_ids[0])
+        self._state = "bare"
+        self._num_steps = 0
+        self._cpu_s, self._wall_s = time.thread_time(), time.perf_counter()
+
+    def hear(self, step: StepRecord) -> None:
+        """A step ran."""
+        tracer = self._tracers.get(self._state)
+        if tracer is not None:
+            tracer.note_step(step)
+        self._num_steps += 1
+        if self._num_steps == STEPS_A_BLOCK:
+            if tracer is not None:
+                tracer.flush()
+            self._next_block()
+
+    def _next_block(self) -> None:
+        cpu_s, wall_s = time.thread_time(), time.perf_counter()
+        times = ((cpu_s - self._cpu_s) * 1e3, (wall_s - self._wall_s) * 1e3)
+        self.blocks.append(Block(self._state, *times))
+        self._state, self._num_steps = self._rng.choice(WATCHED) if self._state == "bare" else "bare", 0
+        self._cpu_s, self._wall_s = cpu_s, wall_s
+
+    def close(self) -> list[Block]:
+        """The blocks; the first, which began elsewhere, left out."""
+        for tracer in self._tracers.values():
+            tracer.close()
+        return self.blocks[2:]
+
+
+def all_blocks(minutes: float, num_chats: int) -> list[list[Block]]:
+    """Of one batch of chats after the other."""
+    engine = build_engine(BraidConfig(num_threads=1))
+    ends_at = time.monotonic() + minutes * 60
+    found = []
+    try:
+        while not found or time.monotonic() < ends_at:
+            found.append(blocks_of_a_batch(engine, [f"{len(found)}-{i}" for i in range(num_chats)]))
+    finally:
+        engine.close()
+    return found
+
+
+def blocks_of_a_batch(engine: Engine, request_ids: Sequence[str]) -> list[Block]:
+    """From when all of them decode."""
     ended = threading.Semaphore(0)
 
     def on_event(event: Any) -> None:
@@ -68,48 +140,45 @@ def tokens_per_second(engine: Engine, num_chats: int, num_tokens: int, batch_id:
             assert isinstance(event, Finished), event
             ended.release()
 
-    sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-    began = time.perf_counter()
-    for i in range(num_chats):
-        prompt = f"Count from {i} on, slowly:"
-        request = GenerateRequest(id=f"{batch_id}-{i}", prompt=prompt, sampling=sampling, use_prefix_cache=False)
+    watching: Watching | None = None
+
+    def hear(step: StepRecord) -> None:
+        nonlocal watching
+        if step.kind != "decode" or len(step.request_ids) < len(request_ids):
+            return
+        if watching is None:
+            watching = Watching(request_ids)
+        watching.hear(step)
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
+    stop = engine.scheduler.journal.subscribe(hear)
+    for number, request_id in enumerate(request_ids):
+        prompt = f"Count from {number} on, slowly:"
+        request = GenerateRequest(id=request_id, prompt=prompt, sampling=sampling, use_prefix_cache=False)
         engine.submit(request, on_event)
-    for _ in range(num_chats):
+    for _ in request_ids:
         ended.acquire()
-    return num_chats * num_tokens / (time.perf_counter() - began)
+    stop()
+    assert watching is not None
+    return watching.close()
 
 
-def batches(num_batches: int, num_chats: int, num_tokens: int) -> list[tuple[str, Measured]]:
-    """What each batch came to, with its state: so many of each watched one, and a bare one around each."""
-    states = ["bare", *(state for i in range(2 * num_batches) for state in (WATCHED[i % 2], "bare"))]
-    engine = build_engine(BraidConfig(num_threads=1))
-    measurements, store = Measurements(), TraceStore()
-    found: list[tuple[str, Measured]] = []
-    try:
-        tokens_per_second(engine, num_chats, num_tokens, "warm")
-        for number, state in enumerate(states):
-            began = time.process_time()
-            with watched(engine, state, measurements, store):
-                speed = tokens_per_second(engine, num_chats, num_tokens, f"{state}-{number}")
-            cpu_ms = (time.process_time() - began) * 1e3
-            found.append((state, Measured(speed, cpu_ms / num_chats / num_tokens)))
-    finally:
-        engine.close()
-    assert len(store), "nothing was traced"
-    return found
+def beside_neighbours(blocks: Sequence[Block], state: str) -> list[Difference]:
+    """Every block of a state against the mean of the bare ones before and after it."""
+    return [
+        Difference(_more(one.cpu_ms, before.cpu_ms, after.cpu_ms), _more(one.wall_ms, before.wall_ms, after.wall_ms))
+        for before, one, after in zip(blocks, blocks[1:], blocks[2:], strict=False)
+        if one.state == state
+    ]
 
 
-def beside_neighbours(found: Sequence[tuple[str, Measured]], state: str) -> list[Difference]:
-    """Every batch of a state against the mean of the bare ones before and after it."""
-    differences = []
-    for (_, before), (name, one), (_, after) in zip(found, found[1:], found[2:], strict=False):
-        if name == state:
-            cpu_ms = (before.cpu_ms_a_token + after.cpu_ms_a_token) / 2
-            tokens_per_s = (before.tokens_per_s + after.tokens_per_s) / 2
-            differences.append(
-                Difference(100 * (one.cpu_ms_a_token / cpu_ms - 1), 100 * (1 - one.tokens_per_s / tokens_per_s))
-            )
-    return differences
+def _more(ms: float, before_ms: float, after_ms: float) -> float:
+    return 100 * (2 * ms / (before_ms + after_ms) - 1)
+
+
+def placebo(blocks: Sequence[Block]) -> list[Difference]:
+    """The same where nobody watches any of the three."""
+    return beside_neighbours([block for block in blocks if block.state == "bare"], "bare")
 
 
 def interval(samples: Sequence[float], *, num_draws: int = 4000) -> list[float]:
@@ -121,10 +190,11 @@ def interval(samples: Sequence[float], *, num_draws: int = 4000) -> list[float]:
 
 def summed_up(differences: Sequence[Difference]) -> dict[str, Any]:
     """Medians and their intervals, percent."""
-    more_cpu, lost = [one.more_cpu for one in differences], [one.lost for one in differences]
+    cpu, wall = [one.more_cpu for one in differences], [one.more_wall for one in differences]
     return {
-        "more_cpu_percent": round(machine.median(more_cpu), 2), "more_cpu_interval": interval(more_cpu),
-        "lost_percent": round(machine.median(lost), 2), "lost_interval": interval(lost), "batches": len(differences),
+        "more_cpu_percent": round(machine.median(cpu), 2), "more_cpu_interval": interval(cpu),
+        "more_wall_percent": round(machine.median(wall), 2), "more_wall_interval": interval(wall),
+        "blocks": len(differences),
     }  # fmt: skip
 
 
@@ -140,24 +210,6 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, cores)
-
-
-@contextmanager
-def watched(engine: Engine, state: str, measurements: Measurements, store: TraceStore) -> Iterator[None]:
-    """The engine in one of the states."""
-    if state == "bare":
-        engine._open_trace = open_no_trace
-        yield
-        return
-    sampling = TraceSampling(1.0 if state == "on" else 0.0)
-    tracer = Tracer(store.add, sampling=sampling, measure=measurements.take)
-    engine._open_trace = tracer.open
-    stop = engine.scheduler.journal.subscribe(tracer.note_step)
-    try:
-        yield
-    finally:
-        stop()
-        tracer.close()
 
 
 def parts(num_chats: int) -> dict[str, float]:
@@ -182,7 +234,7 @@ def parts(num_chats: int) -> dict[str, float]:
     marking = _best_us(lambda: [traces[0].event("x") for _ in range(num)], num)
     return {
         "mark_us": marking, "note_us": noting, "measure_us": measuring, "build_us": building,
-        "sampler_step_us": _sampler_step_us(),
+        "sampler_step_us": _sampler_step_us(), "request_us": _request_us(),
     }  # fmt: skip
 
 
@@ -205,6 +257,26 @@ def _sampler_step_us(num: int = 500) -> float:
     return round(best / num * 1e6, 1)
 
 
+def _request_us(num: int = 200) -> float:
+    """All that a chat of one token comes to, from its trace's beginning to the store."""
+    best = float("inf")
+    for _ in range(5):
+        recorder, builder, store = Recorder(), TraceBuilder(), TraceStore()
+        began = time.perf_counter()
+        for number in range(num):
+            trace = recorder.open(f"r{number}", None, name="chat m", attributes={"gen_ai.request.model": "m"})
+            for phase in ("tokenise", "queue", "prefill"):
+                trace.phase(phase)
+            recorder.note_step(Step(2 * number, (f"r{number}",), recorder.clock(), 0.0, "prefill"))
+            trace.phase("decode")
+            recorder.note_step(Step(2 * number + 1, (f"r{number}",), recorder.clock(), 0.0, "decode"))
+            trace.end({"completion_tokens": 1})
+        store.add(builder.build(recorder.take(), recorder.clock() + 1))
+        best = min(best, time.perf_counter() - began)
+        assert len(store) == num
+    return round(best / num * 1e6, 1)
+
+
 def _best_us(work: Callable[[], object], num: int) -> float:
     """Of several runs, the least that anything else disturbed."""
     best = float("inf")
@@ -215,30 +287,31 @@ def _best_us(work: Callable[[], object], num: int) -> float:
     return round(best / num * 1e6, 3)
 
 
-def bounds_percent(costs: dict[str, float], step_us: float) -> dict[str, float]:
-    """What the parts come to of a step's time, as if every one of them held the step up; marks are a few a request."""
+def bounds_percent(costs: dict[str, float], step_us: float, num_chats: int) -> dict[str, float]:
+    """What the parts come to of a step's time, as if every one of them held the step up; of requests, where each has
+    100 tokens."""
     off = costs["note_us"] + costs["measure_us"]
-    return {"off": round(100 * off / step_us, 3), "on": round(100 * (off + costs["build_us"]) / step_us, 3)}
+    requests = costs["request_us"] * num_chats / 100
+    return {"off": round(100 * off / step_us, 3), "on": round(100 * (off + costs["build_us"] + requests) / step_us, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=60, help="of each watched state (default: 60)")
+    parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--chats", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=24)
     arguments = parser.parse_args()
     with one_core():
         costs = parts(arguments.chats)
-        found = batches(arguments.batches, arguments.chats, arguments.tokens)
-    bare = [one for state, one in found if state == "bare"]
-    step_us = arguments.chats * machine.median([one.cpu_ms_a_token for one in bare]) * 1e3
+        found = all_blocks(arguments.minutes, arguments.chats)
+    bare_ms = [one.cpu_ms for batch in found for one in batch if one.state == "bare"]
+    step_us = machine.median(bare_ms) * 1e3 / STEPS_A_BLOCK
     result = {
         "benchmark": "tracing_cost",
-        "bare_tokens_per_s": round(machine.median([one.tokens_per_s for one in bare]), 1),
-        **{state: summed_up(beside_neighbours(found, state)) for state in WATCHED},
+        **{state: summed_up([one for batch in found for one in beside_neighbours(batch, state)]) for state in WATCHED},
+        "placebo": summed_up([one for batch in found for one in placebo(batch)]),
         **costs,
         "step_us": round(step_us),
-        "bounds_percent": bounds_percent(costs, step_us),
+        "bounds_percent": bounds_percent(costs, step_us, arguments.chats),
         **machine.describe(),
     }
     print(json.dumps(result))
