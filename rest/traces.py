@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -176,7 +176,7 @@ async def collect(request: Request) -> Response:
         raise NotProtobuf(f"content-type={media_type[:100]!r} is not taken here, only {PROTOBUF}")
     body = await _limited_body(request)
     encoding = request.headers.get("content-encoding", "")
-    spans, num_rejected = await run_in_threadpool(lambda: read_spans(_decoded(body, encoding)))
+    spans, num_rejected = await to_thread.run_sync(lambda: read_spans(_decoded(body, encoding)), limiter=_one(request))
     _store(request).add(spans)
     return Response(response(num_rejected), media_type=PROTOBUF)
 
@@ -204,6 +204,15 @@ async def get_trace(request: Request) -> Response:
         headers = {"content-disposition": f'attachment; filename="trace-{trace_id}.json"'}
         return _json(chrome_trace(spans), headers=headers)
     return _json({"object": "trace", "trace_id": trace_id, "spans": spans})
+
+
+def _one(request: Request) -> CapacityLimiter:
+    """One body is read at a time: many at once would take much memory, and all threads."""
+    state = request.app.state
+    if not hasattr(state, "trace_reader"):
+        state.trace_reader = CapacityLimiter(1)
+    limiter: CapacityLimiter = state.trace_reader
+    return limiter
 
 
 def _store(request: Request) -> TraceStore:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import msgspec
@@ -171,6 +172,28 @@ def test_what_cannot_be_taken_is_refused(
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
     assert len(store) == 0
+
+
+def test_large_bodies_are_read_one_after_the_other(store: TraceStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work, most, lock = 0, 0, threading.Lock()
+
+    def read(body: bytes) -> tuple[list[Span], int]:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.02)
+        with lock:
+            at_work -= 1
+        return read_spans(body)
+
+    monkeypatch.setattr("braid.tracing.otlp.read_spans", read)
+    bodies = [write_spans([full_span()]) for _ in range(5)]
+    with TestClient(make_app(store)) as client, ThreadPoolExecutor(5) as several:
+        told = {"headers": {"content-type": PROTOBUF}}
+        posts = [several.submit(client.post, "/v1/traces", content=body, **told) for body in bodies]
+        assert {post.result().status_code for post in posts} == {200}
+    assert most == 1 and len(store.get(TRACE)) == 5
 
 
 def test_a_trace_that_is_not_there_is_404_and_a_wrong_limit_400(http: TestClient) -> None:
