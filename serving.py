@@ -13,7 +13,7 @@ import msgspec
 
 from braid.config import ServeConfig
 from braid.diffusion.jobs.messages import Activity, ActivityRequest, Nudge, ResolveMedia
-from braid.errors import NotReady
+from braid.errors import DiskFull, NotReady
 from braid.factory import KeepSpans, build_engine
 from braid.job_storage import open_jobs
 from braid.llm_core.core import JournalEntry
@@ -34,6 +34,9 @@ logger = logging.getLogger("braid.engine")
 
 MEDIA = ("image", "video", "audio")
 NO_VIDEO_MODEL = "the server was started without a video model; start it with --video and the path of a checkpoint"
+
+_LOAD_AGAIN_S = 2.0
+"""Where the store of jobs had no room, or somebody held it."""
 
 Tell = Callable[[OwnEvent], None]
 
@@ -78,6 +81,9 @@ class Serving:
         self._why_no_media = why_no_media
         self._runner: JobRunner | None = None
         self._loading: threading.Thread | None = None
+        self._is_hopeless = False
+        """It makes no sense to try once more to load it."""
+        self._stops = threading.Event()
         self._closing = threading.Lock()
         self._is_closed = False
 
@@ -87,19 +93,30 @@ class Serving:
         self._loading.start()
 
     def _load(self, load: Callable[[], JobRunner], tell: Tell) -> None:
-        try:
-            runner = load()
-        except Exception as error:  # chat goes on without
-            self._why_no_media = as_braid_error(error, "loading the video model").message
-            logger.error("there is no video model: %s", self._why_no_media)
-            tell(self.ready)
-            return
+        while (runner := self._loaded(load, tell)) is None:
+            if self._is_hopeless or self._stops.wait(_LOAD_AGAIN_S):
+                return
         with self._closing:
             if not self._is_closed:
                 self._runner = runner
                 tell(self.ready)
                 return
         runner.close()
+
+    def _loaded(self, load: Callable[[], JobRunner], tell: Tell) -> JobRunner | None:
+        """None where it cannot be loaded; chat goes on without."""
+        from braid.diffusion.jobs.failures import StoreBusy, StoreUnavailable
+
+        try:
+            return load()
+        except Exception as error:
+            problem = as_braid_error(error, "loading the video model")
+        self._is_hopeless = not isinstance(problem, StoreBusy | StoreUnavailable | DiskFull)
+        if problem.message != self._why_no_media:
+            self._why_no_media = problem.message
+            logger.error("there is no video model: %s", problem.message)
+            tell(self.ready)
+        return None
 
     @property
     def ready(self) -> EngineReady:
@@ -139,6 +156,7 @@ class Serving:
 
     def close(self) -> None:
         """Put the jobs back in their queue, then stop the engine. Idempotent."""
+        self._stops.set()
         with self._closing:
             self._is_closed = True
             runner = self._runner

@@ -66,6 +66,10 @@ class Served:
             return None
         return dict(answer.json()) if answer.status_code == 200 and answer.json()["status"] not in UNFINISHED else None
 
+    def why_not(self, modality: str) -> str:
+        """What keeps it from making such things; empty for nothing."""
+        return str(self.client.get("/ready").json()["modalities"][modality]["reason"] or "")
+
     def ask(self, body: dict[str, Any]) -> str:
         """The id of a new film."""
         answer = self.client.post("/v1/videos", json=body)

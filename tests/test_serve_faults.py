@@ -231,6 +231,41 @@ def test_a_full_disk_fails_the_film_on_it_and_nothing_else(tmp_path: Path, folde
         assert "Traceback" not in "".join(server.log)
 
 
+@contextlib.contextmanager
+def held(data: Path) -> Iterator[None]:
+    """Nobody else can write into the job database."""
+    with contextlib.closing(sqlite3.connect(data / DATABASE_FILE, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        yield
+        holder.execute("ROLLBACK")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("fault", "complaint"), [(filled, "no room"), (held, "holds the job database")])
+def test_an_engine_that_begins_without_its_store_chats_and_goes_on_with_its_films_later(
+    tmp_path: Path, folder: Path, fault: Any, complaint: str
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    config = toy_config(folder, data_dir=str(disk))
+    is_small = fault is filled
+    with served(config, within=on_small_disk(disk, 64 << 20) if is_small else ()) as server:
+        data = seen_by(server.process.pid, disk) if is_small else disk
+        whole = server.ask(FILM)
+        assert server.finished(whole)["status"] == "completed"
+        job_id = server.ask(FILM)
+        wait_working(server, job_id)
+        with fault(data):
+            server.kill(parent=False)
+            until(lambda: complaint in "".join(server.log))
+            assert chats(server)
+            assert server.client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress"
+        until(lambda: not server.why_not("video"))
+        assert server.finished(job_id)["status"] == "completed"
+        assert server.film(job_id) == server.film(whole)
+        assert "Traceback" not in "".join(server.log)
+
+
 @pytest.mark.soak  # samples of it: tests/diffusion/jobs/test_runner.py, tests/rest/test_store_faults.py
 def test_a_film_outlasts_whoever_holds_the_database(folder: Path) -> None:
     config = toy_config(folder, data_dir=str(folder / "locked"))
@@ -239,9 +274,7 @@ def test_a_film_outlasts_whoever_holds_the_database(folder: Path) -> None:
         assert server.finished(whole)["status"] == "completed"
         job_id, next_id = server.ask(FILM), server.ask(FILM)
         wait_working(server, job_id)
-        holder = sqlite3.connect(folder / "locked" / DATABASE_FILE, isolation_level=None)
-        try:
-            holder.execute("BEGIN IMMEDIATE")
+        with held(folder / "locked"):
             for refused in (
                 server.client.post("/v1/videos", json=FILM),
                 server.client.post(f"/v1/videos/{job_id}/cancel"),
@@ -251,9 +284,6 @@ def test_a_film_outlasts_whoever_holds_the_database(folder: Path) -> None:
             until(lambda: f"job {job_id} is done and waits for the store" in "".join(server.log))
             assert chats(server)
             assert server.client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress"
-            holder.execute("ROLLBACK")
-        finally:
-            holder.close()
         film = server.film(whole)
         for ended in (server.finished(job_id), server.finished(next_id)):
             assert (ended["status"], ended["error"], ended["notes"]) == ("completed", None, [])

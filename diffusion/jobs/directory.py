@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from braid.diffusion.jobs.durable import make_folder, write_durably
+from braid.diffusion.jobs.durable import disk_errors, make_folder, write_durably
 from braid.diffusion.jobs.failures import SeatTaken
 from braid.errors import InvalidRequest
 
@@ -47,15 +47,21 @@ class DataDirectory:
             timeout_s: how long to wait for a predecessor that is still ending.
         Raises:
             SeatTaken: a living process has this seat.
+            DiskFull: there is no room to say who sits there.
         """
         if not _SEAT.fullmatch(seat):
             raise InvalidRequest(f"seat={seat!r} must be letters, digits and any of _.@-", param="seat")
         make_folder(root / "seats")
         make_folder(root / "jobs")
         lock = root / "seats" / f"{seat}.lock"
-        directory = cls(root, seat, _locked(lock, timeout_s))
-        directory._say(f"{os.getpid()}\n")
-        directory._remove_temporaries()
+        with disk_errors(lock):
+            directory = cls(root, seat, _locked(lock, timeout_s))
+        try:
+            directory._remove_temporaries()  # which may make room
+            directory._say(f"{os.getpid()}\n")
+        except BaseException:
+            directory.close()
+            raise
         return directory
 
     @property
@@ -131,8 +137,9 @@ class DataDirectory:
         os.close(self._descriptor)
 
     def _say(self, text: str) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode(), 0)
+        with disk_errors(self.root):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text.encode(), 0)
 
     def _is_free(self, seat: str) -> bool:
         lock = self.root / "seats" / f"{seat}.lock"
