@@ -122,7 +122,7 @@ def all_blocks(minutes: float, num_chats: int) -> list[list[Block]]:
     """Of one batch of chats after the other."""
     engine = build_engine(BraidConfig(num_threads=1))
     ends_at = time.monotonic() + minutes * 60
-    found = []
+    found: list[list[Block]] = []
     try:
         while not found or time.monotonic() < ends_at:
             found.append(blocks_of_a_batch(engine, [f"{len(found)}-{i}" for i in range(num_chats)]))
