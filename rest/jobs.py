@@ -200,10 +200,17 @@ class JobDesk:
                 if is_new:
                     made.append(job.id)
         except BaseException:  # all or none
-            for job_id in made:
-                await self.storage.off_loop(self.store.delete, job_id)
+            await self._undo(made)
             raise
         return jobs
+
+    async def _undo(self, job_ids: Sequence[str]) -> None:
+        """Nobody has heard of these yet."""
+        for job_id in job_ids:
+            try:
+                await self.storage.off_loop(self.store.delete, job_id)
+            except BraidError:  # as the one before: what is wrong is told by that
+                self.end_soon([job_id])
 
     def _new(self, asked: Asked, resolved: MediaResolved, index: int) -> NewJob:
         trace = begun_by(asked.traceparent)
@@ -333,12 +340,19 @@ class JobDesk:
 
     async def _end_all(self, job_ids: tuple[str, ...]) -> None:
         for job_id in job_ids:
-            try:
-                await self.cancel(job_id)
-            except (JobIsFinal, NotFound):
-                continue  # it was quicker
-            except BraidError as error:
-                logger.warning("job %s, whose client has left, was not cancelled: %s", job_id, error)
+            while not await self._ended(job_id) and not self.is_stopping:
+                await asyncio.sleep(POLL_S)
+
+    async def _ended(self, job_id: str) -> bool:
+        """Whether there is nothing more to do about a job that nobody waits for; else the store was away."""
+        try:
+            await self.cancel(job_id)
+        except (JobIsFinal, NotFound):
+            return True  # it was quicker
+        except BraidError as error:
+            logger.warning("job %s, whose client has left, was not cancelled yet: %s", job_id, error)
+            return False
+        return True
 
     def _tell_end(self, job_id: str, status: str, *, is_final: bool) -> None:
         if is_final:
