@@ -68,8 +68,18 @@ class InvalidForm(InvalidRequest):
     code = "invalid_form"
 
 
+class _FormParser(MultiPartParser):
+    """Knows whether it has met the end of a form. Starlette leaves out a part that is cut off, and says nothing."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        """Called at the last boundary."""
+        self.is_whole = True
+
+
 async def _parts(request: Request, limit_bytes: int) -> list[tuple[str, str | Upload]]:
-    parser = MultiPartParser(
+    parser = _FormParser(
         request.headers,
         _bounded(request, limit_bytes),
         max_files=MAX_PARTS,
@@ -85,6 +95,8 @@ async def _parts(request: Request, limit_bytes: int) -> list[tuple[str, str | Up
     except ClientDisconnect:
         raise RequestCancelled("the client left before the body was complete") from None
     try:
+        if not parser.is_whole:
+            raise InvalidForm("the multipart form is cut off: its last boundary is missing")
         return [(name, await _value(value)) for name, value in form.multi_items()]
     finally:
         await form.close()

@@ -94,7 +94,10 @@ PART = b'--b\r\ncontent-disposition: form-data; name="prompt"\r\n\r\nx\r\n'
     [
         (b"nothing", BOUNDARY, 400, "invalid_form"),
         (b"", BOUNDARY, 400, None),
-        (PART, BOUNDARY, None, None),
+        (PART, BOUNDARY, 400, "invalid_form"),
+        (PART + PART.replace(b"prompt", b"negative_prompt")[:-2], BOUNDARY, 400, "invalid_form"),
+        (PART + PART.replace(b"prompt", b"negative_prompt") + b"--b", BOUNDARY, 400, "invalid_form"),
+        (PART + b"--b--\r\nan epilogue", BOUNDARY, 200, None),
         (PART + b"--b--\r\n", "multipart/form-data", 400, "invalid_form"),
         (b"--b\r\n\r\nx\r\n--b--\r\n", BOUNDARY, 400, "invalid_form"),
         (b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--\r\n", BOUNDARY, 400, "invalid_form"),
