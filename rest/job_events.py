@@ -14,7 +14,7 @@ from typing import Any
 from braid.diffusion.jobs.failures import JobCancelled, StoreBusy
 from braid.diffusion.jobs.messages import JobProgress
 from braid.diffusion.jobs.records import JobError, JobRecord, JobStatus
-from braid.errors import BraidError, NotReady
+from braid.errors import BraidError, DiskFull, EngineDied, MemoryPressure, NotReady
 from braid.rest.errors import error_body
 from braid.rest.job_body import job_body
 from braid.rest.job_queue import Place, place_of
@@ -23,6 +23,8 @@ from braid.rest.sse import event
 
 LEAST_INTERVAL_S = 0.1
 """Between two looks into the store for one client, however fast the steps are."""
+_STATUSES = {kind.code: kind.status for kind in (DiskFull, EngineDied, MemoryPressure, NotReady)}
+"""Of failures that are nobody's mistake, by the code that the store keeps."""
 
 
 class JobFailed(BraidError):
@@ -32,7 +34,7 @@ class JobFailed(BraidError):
         super().__init__(error.message, param=error.param)
         self.code = error.code
         self.type = error.type
-        self.status = 400 if error.type == "invalid_request_error" else 500
+        self.status = 400 if error.type == "invalid_request_error" else _STATUSES.get(error.code, 500)
 
 
 def failure_of(job: JobRecord) -> JobFailed | JobCancelled:

@@ -150,6 +150,9 @@ class ScriptedStudio(ScriptedEngine):
         if "!fail" in prompt:
             self._worker.fail(lease, JobError("no_good", "the decoder met a NaN"))
             return "failed"
+        if "!full" in prompt:
+            self._worker.fail(lease, JobError("disk_full", "there is no room for the picture"))
+            return "failed"
         while "!wait" in prompt and not self._is_closed:
             self._worker.heartbeat(lease, progress=2, stage="stage_1")
             time.sleep(0.01)

@@ -73,7 +73,10 @@ def test_a_client_that_leaves_cancels_its_pictures(web: httpx.Client, studio: St
     assert {job.status for job in studio.desk.store.page(limit=2).jobs} == {"cancelled"}
 
 
-@pytest.mark.parametrize(("prompt", "status", "code"), [("!fail", 500, "no_good"), ("!refuse", 400, "invalid_value")])
+@pytest.mark.parametrize(
+    ("prompt", "status", "code"),
+    [("!fail", 500, "no_good"), ("!full", 507, "disk_full"), ("!refuse", 400, "invalid_value")],
+)
 def test_a_picture_that_is_not_made_is_an_error(
     web: httpx.Client, studio: Studio, prompt: str, status: int, code: str
 ) -> None:
