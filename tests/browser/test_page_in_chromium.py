@@ -329,6 +329,7 @@ def test_the_strip_shows_chat_and_film_side_by_side(open_page: Open, artefacts: 
     page.evaluate(f"{card(prompt)}.querySelector('[aria-label^=Cancel]').click()")
 
 
+@pytest.mark.soak  # waits until the last bar has left
 def test_the_strip_draws_some_frames_a_second_and_none_when_nothing_moves(open_page: Open) -> None:
     page = open_page("#studio")
     page.evaluate("""(() => {

@@ -116,6 +116,7 @@ def test_kernels_give_seventeen_requests_that_share_prefixes_the_bits_of_each_al
     assert rig.workload.counters.cached_tokens > 0
 
 
+@pytest.mark.soak  # a sample of it: the same of the kernels, and any trace on torch
 def test_torch_gives_seventeen_requests_that_share_prefixes_the_bits_of_each_alone(
     torch_model: LanguageModel, tokenizer: Tokenizer
 ) -> None:
