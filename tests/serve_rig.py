@@ -76,6 +76,16 @@ class Served:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["id"])
 
+    def ask_until_taken(self, body: dict[str, Any]) -> str:
+        """The same of a server whose engine may just have been killed: it answers 503 until there is another."""
+        answer = until(lambda: self._taken(body))
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def _taken(self, body: dict[str, Any]) -> httpx.Response | None:
+        answer = self.client.post("/v1/videos", json=body)
+        return None if answer.status_code == 503 else answer
+
     def film(self, job_id: str) -> bytes:
         """Its bytes."""
         return self.client.get(f"/v1/videos/{job_id}/content").content

@@ -85,7 +85,7 @@ def test_a_film_that_is_killed_at_random_moments_has_the_bits_of_one_that_is_not
         with served(config) as server:
             while number < NUM_KILLS:
                 killed = list(KILLED)[number % len(KILLED)]
-                job_id = server.ask(FILM)
+                job_id = server.ask_until_taken(FILM)
                 time.sleep(length_s * number / NUM_KILLS + chance.uniform(0, length_s / NUM_KILLS))
                 job = server.client.get(f"/v1/videos/{job_id}").json()
                 when[f"{killed}: {job['stage'] or job['status']}"] += 1
