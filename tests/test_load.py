@@ -20,7 +20,7 @@ import pytest
 
 from braid.benchmarks.http_chat import free_port
 
-SECONDS = 300 if os.environ.get("BRAID_SOAK") else 12
+SECONDS = 300 if os.environ.get("BRAID_SOAK") else 8
 NUM_CLIENTS = 12
 ALLOWED_GROWTH_BYTES = 48 << 20
 """Two slabs of keys and values and some slack of the allocator; five minutes leak far more than that or nothing."""

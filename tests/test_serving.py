@@ -127,6 +127,7 @@ def test_a_killed_engine_goes_on_from_a_checkpoint_to_the_same_bits(folder: Path
     run(test)
 
 
+@pytest.mark.soak  # a sample of it: tests/diffusion/jobs/test_runner.py
 def test_a_stopped_engine_puts_its_job_back_with_its_newest_state(folder: Path) -> None:
     async def test() -> None:
         async with serving(folder, checkpoint_interval_s=1000.0) as (engine, desk):

@@ -20,7 +20,7 @@ from braid.tests.llm_core.trace_rig import Output, Prompt, Rig
 SYSTEM = tuple(range(1000, 1070))
 """A prefix that many prompts share, longer than four pages."""
 IS_SOAK = bool(os.environ.get("BRAID_SOAK"))
-TRACES = {"cpp": 200 if IS_SOAK else 10, "torch": 20 if IS_SOAK else 1}
+TRACES = {"cpp": 200 if IS_SOAK else 5, "torch": 20 if IS_SOAK else 1}
 
 
 @dataclass(frozen=True)
