@@ -18,11 +18,11 @@ import pytest
 import requests
 import schemathesis
 from conftest import Studio
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed
 from hypothesis import strategies as st
 from judging_studio import JudgingStudio
 from schemathesis import GenerationMode
-from test_schema_fuzz import CHECKS, IS_SOAK, cases
+from test_schema_fuzz import CHECKS, IS_SOAK, cases, generating, named
 
 from braid.diffusion.pipelines.sampler_choice import SAMPLERS
 from braid.rest.field_kinds import PIPELINES
@@ -142,20 +142,14 @@ def test_fields_that_must_fit_together_are_judged_and_never_break_anything(
     described = schemathesis.openapi.from_dict(document())
     assert isinstance(ruled.engine, JudgingStudio)
     words = words_of(ruled.engine.files, made)
-    operation = next(operation for operation in OPERATIONS if operation.name == name)
-    assert isinstance(operation.body, tuple)
-    known = {field.name: kind for field in operation.body if (kind := values().get(field.name)) is not None}
+    fields = named(name).body
+    assert isinstance(fields, tuple)
+    known = {field.name: kind for field in fields if (kind := values().get(field.name)) is not None}
     bodies = some_of(known, NEEDED.get(name, []))
     told: Counter[str] = Counter()
 
     @seed(1)
-    @settings(
-        max_examples=NUM_EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
+    @generating(NUM_EXAMPLES)
     @given(
         case=cases(described, name, GenerationMode.POSITIVE, [made["video"]]),
         body=st.none() | bodies | bodies | bodies,

@@ -127,17 +127,22 @@ def cases(described: schemathesis.BaseSchema, name: str, mode: GenerationMode, j
     return st.builds(of_job, made, st.sampled_from([*job_ids, *job_ids, None]))
 
 
-def each(strategy: Any, check: Any) -> None:
-    """Run a check on examples: the same ones in every ordinary run."""
-
-    @seed(0)
-    @settings(
-        max_examples=NUM_EXAMPLES,
+def generating(num_examples: int) -> settings:
+    """Examples are made and checked, and neither kept nor made smaller."""
+    return settings(
+        max_examples=num_examples,
         deadline=None,
         database=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
+
+
+def each(strategy: Any, check: Any) -> None:
+    """Run a check on examples: the same ones in every ordinary run."""
+
+    @seed(0)
+    @generating(NUM_EXAMPLES)
     @given(case=strategy)
     def run(case: Any) -> None:
         check(case)
